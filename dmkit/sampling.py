@@ -1,0 +1,80 @@
+"""The plain sampling loop for unconditional denoisers: any Diffusers scheduler, any `UNet2DModel`.
+
+Diffusers' `DDPMPipeline` neither scales the model's input nor copes with schedulers whose `step` takes no
+`generator`; this loop does both, and gives each image a generator of its own, so that an image depends on its seed
+and not on the batch that it was made in.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from torch.nn import Module
+
+
+def accepted(step: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that a scheduler's `step` has a parameter for."""
+    known = inspect.signature(step).parameters
+    return {name: value for name, value in arguments.items() if name in known}
+
+
+@torch.no_grad()
+def sample_batch(
+    unet: Module,
+    scheduler: Any,
+    num_inference_steps: int,
+    seeds: Sequence[int],
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+    **step_arguments: Any,
+) -> Tensor:
+    """Samples one image a seed.
+
+    Args:
+        unet: an unconditional denoiser with `config.in_channels` and `config.sample_size`.
+        scheduler: any Diffusers scheduler; its `set_timesteps` is called here.
+        num_inference_steps: steps of the scheduler.
+        seeds: one seed an image.
+        on_step: called after each step with (steps done, steps in all).
+        step_arguments: passed to the scheduler's `step` where it knows them (`eta`).
+
+    Returns:
+        Images (len(seeds), C, H, W) in the model's range, not clipped, in the model's dtype.
+    """
+    parameter = next(unet.parameters())
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = (len(generators), unet.config.in_channels, height, width)
+    scheduler.set_timesteps(num_inference_steps, device=parameter.device)
+    sample = randn_tensor(shape, generator=generators, device=parameter.device, dtype=parameter.dtype)
+    sample = sample * scheduler.init_noise_sigma
+    known = accepted(scheduler.step, {"generator": generators, **step_arguments})
+    timesteps = scheduler.timesteps
+    for i, t in enumerate(timesteps):
+        output = unet(scheduler.scale_model_input(sample, t), t).sample
+        sample = scheduler.step(output, t, sample, **known).prev_sample
+        if on_step is not None:
+            on_step(i + 1, len(timesteps))
+    return sample
+
+
+def sample_images(
+    unet: Module,
+    scheduler: Any,
+    num_inference_steps: int,
+    num_images: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    **arguments: Any,
+) -> Iterator[Tensor]:
+    """Batches of images with seeds `seed`, `seed + 1`, …; see `sample_batch` for the other arguments."""
+    for start in range(seed, seed + num_images, batch_size):
+        seeds = range(start, min(start + batch_size, seed + num_images))
+        yield sample_batch(unet, scheduler, num_inference_steps, seeds, **arguments)

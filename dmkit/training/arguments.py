@@ -1,0 +1,114 @@
+"""Arguments that every training script shares, named as in Diffusers' example scripts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class TrainingArguments:
+    """How to train; what is trained is the task's own matter."""
+
+    output_dir: str = field(default="outputs/train", metadata=_help("Where checkpoints and the model go."))
+    seed: int = field(default=0, metadata=_help("Fixes weights, data order and noise."))
+    train_batch_size: int = field(default=16, metadata=_help("Examples a process sees in one micro-batch."))
+    gradient_accumulation_steps: int = field(
+        default=1, metadata=_help("Micro-batches in one optimiser step.")
+    )
+    num_epochs: int = field(
+        default=100, metadata=_help("Passes over the data, unless max_train_steps is given.")
+    )
+    max_train_steps: int | None = field(default=None, metadata=_help("Optimiser steps in all."))
+    dataloader_num_workers: int = field(
+        default=0, metadata=_help("Loader processes; 0 loads in the main one.")
+    )
+    learning_rate: float = field(default=1e-4, metadata=_help("Learning rate after the warm-up."))
+    lr_scheduler: str = field(
+        default="cosine", metadata=_help("A name of diffusers.optimization.get_scheduler.")
+    )
+    lr_warmup_steps: int = field(default=500, metadata=_help("Steps of linear warm-up."))
+    adam_beta1: float = field(default=0.95, metadata=_help("AdamW's beta1."))
+    adam_beta2: float = field(default=0.999, metadata=_help("AdamW's beta2."))
+    adam_weight_decay: float = field(default=1e-6, metadata=_help("AdamW's weight decay."))
+    adam_epsilon: float = field(default=1e-8, metadata=_help("AdamW's epsilon."))
+    max_grad_norm: float = field(default=1.0, metadata=_help("Clip the gradient's norm; 0 turns it off."))
+    use_ema: bool = field(default=False, metadata=_help("Keep an average of the weights and save that."))
+    ema_inv_gamma: float = field(default=1.0, metadata=_help("EMA warm-up's inverse gamma."))
+    ema_power: float = field(default=0.75, metadata=_help("EMA warm-up's power."))
+    ema_max_decay: float = field(default=0.9999, metadata=_help("Largest EMA decay."))
+    mixed_precision: str = field(default="no", metadata=_help("no, fp16 or bf16."))
+    report_to: str = field(default="tensorboard", metadata=_help("A tracker of Accelerate, or none."))
+    logging_dir: str = field(default="logs", metadata=_help("Folder of the trackers, inside output_dir."))
+    logging_steps: int = field(default=10, metadata=_help("Steps between two entries in the tracker."))
+    checkpointing_steps: int = field(default=500, metadata=_help("Steps between two checkpoints; 0: none."))
+    checkpoints_total_limit: int | None = field(
+        default=None, metadata=_help("Keep only this many checkpoints.")
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata=_help("'latest', or a checkpoint folder; training goes on exactly from there.")
+    )
+    save_images_epochs: int = field(default=10, metadata=_help("Epochs between two sample grids; 0: none."))
+    save_model_epochs: int = field(
+        default=10, metadata=_help("Epochs between two saves of the model; 0: at the end.")
+    )
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "num_epochs": 1,
+            "logging_steps": 1,
+        }
+        at_least |= dict.fromkeys(
+            ["lr_warmup_steps", "checkpointing_steps", "save_images_epochs", "save_model_epochs", "seed"], 0
+        )
+        for name, least in at_least.items():
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"--{name} is {value}; it must be at least {least}.")
+        if self.max_train_steps is not None and self.max_train_steps < 1:
+            raise ValueError(f"--max_train_steps is {self.max_train_steps}; it must be at least 1.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"--learning_rate is {self.learning_rate}; it must be positive.")
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise ValueError(f"--mixed_precision is {self.mixed_precision!r}; known: no, fp16, bf16.")
+        if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
+            raise ValueError(
+                "--checkpoints_total_limit must be at least 1, so that one good checkpoint is kept."
+            )
+
+
+def parse_arguments(*kinds: type, description: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Parses dataclasses from the command line, with `--config recipe.yaml` giving defaults that flags override.
+
+    Raises:
+        SystemExit: an unknown flag (as argparse does).
+        ValueError: a key in the recipe that no dataclass has, with the nearest known one.
+    """
+    from transformers import HfArgumentParser
+
+    from ..errors import unknown_name
+
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--config", type=Path)
+    known, rest = first.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    parser = HfArgumentParser(kinds, description=description)  # type: ignore[arg-type]
+    parser.add_argument("--config", metavar="YAML", help="A recipe; flags on the command line override it.")
+    if known.config:
+        recipe = yaml.safe_load(known.config.read_text(encoding="utf-8")) or {}
+        names = {f.name for kind in kinds for f in fields(kind)}
+        for key in recipe:
+            if key not in names:
+                raise unknown_name("recipe key", key, names)
+        parser.set_defaults(**recipe)
+    return parser.parse_args_into_dataclasses(args=rest, look_for_args_file=False)[: len(kinds)]

@@ -1,0 +1,176 @@
+"""Checkpoints of a trainer: one folder a step, whole or absent, in Diffusers' layout, without pickle.
+
+    checkpoint-500/
+        unet/                     the module, as `save_pretrained` writes it
+        unet_ema/                 its averaged weights, the same way
+        optimizer-main.safetensors
+        state.json                step, schedules, optimiser hyper-parameters, EMA counters
+
+Data order and random draws are functions of (seed, step), so a checkpoint carries no generator state.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .._files import (
+    UNFINISHED,
+    atomic_folder,
+    load_json,
+    load_optimizer,
+    remove_folder,
+    save_json,
+    save_optimizer,
+)
+from ..errors import FileFormatError, MissingDataError
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+FORMAT = 1
+# What must not change between a run and its continuation, or it would silently be another run.
+EXACTNESS = ("seed", "train_batch_size", "gradient_accumulation_steps")
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The whole checkpoints in `output`, oldest first."""
+    found = [
+        (int(m.group(1)), p)
+        for p in output.glob("checkpoint-*")
+        if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def find_checkpoint(output: Path, wanted: str | None) -> Path | None:
+    """Resolves `--resume_from_checkpoint`: nothing, `latest` (nothing yet is fine), or a folder.
+
+    Raises:
+        MissingDataError: a folder that does not exist.
+    """
+    if not wanted:
+        return None
+    saved = checkpoints(output)
+    if wanted == "latest":
+        return saved[-1] if saved else None
+    path = output / Path(wanted).name if not Path(wanted).is_dir() else Path(wanted)
+    if not path.is_dir():
+        names = ", ".join(p.name for p in saved) or "none"
+        raise MissingDataError(f"No checkpoint {wanted!r} in {output}. There: {names}.")
+    return path
+
+
+def save_checkpoint(trainer: Trainer) -> None:
+    """Writes `checkpoint-{step}` atomically and drops the oldest beyond `checkpoints_total_limit`."""
+    accelerator, arguments = trainer.accelerator, trainer.arguments
+    if accelerator.is_main_process:
+        modules = trainer.unwrapped()
+        with atomic_folder(trainer.output / f"checkpoint-{trainer.step}") as folder:
+            optimizers = {
+                phase: save_optimizer(optimizer, folder / f"optimizer-{phase}.safetensors")
+                for phase, optimizer in trainer.optimizers.items()
+            }
+            for name, module in modules.items():
+                module.save_pretrained(folder / name)
+            with trainer.averaged() as averaged:
+                for name in trainer.ema:
+                    averaged[name].save_pretrained(folder / f"{name}_ema")  # type: ignore[operator]
+            save_json(
+                folder / "state.json",
+                {
+                    "format": FORMAT,
+                    "step": trainer.step,
+                    "processes": accelerator.num_processes,
+                    "arguments": {key: getattr(arguments, key) for key in EXACTNESS},
+                    "optimizers": optimizers,
+                    "schedules": {phase: _json_state(s) for phase, s in trainer.schedules.items()},
+                    "ema": {name: ema.optimization_step for name, ema in trainer.ema.items()},
+                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+                },
+            )
+        if arguments.checkpoints_total_limit:
+            for old in checkpoints(trainer.output)[: -arguments.checkpoints_total_limit]:
+                remove_folder(old)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(trainer: Trainer, folder: Path) -> None:
+    """Puts a trainer into the state that `save_checkpoint` wrote.
+
+    Raises:
+        FileFormatError: a missing, truncated or foreign part, or a run with other settings than this one.
+    """
+    state = load_json(folder / "state.json")
+    if state.get("format") != FORMAT:
+        raise FileFormatError(
+            f"{folder} has checkpoint format {state.get('format')}; this version reads {FORMAT}."
+        )
+    now = {key: getattr(trainer.arguments, key) for key in EXACTNESS}
+    # The global batch is what fixes data order and draws: two processes of 32 may go on as one of 64.
+    now["train_batch_size"] *= trainer.accelerator.num_processes
+    then = dict(state["arguments"])
+    then["train_batch_size"] *= state["processes"]
+    if changed := {key: (then[key], now[key]) for key in EXACTNESS if then[key] != now[key]}:
+        what = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in changed.items())
+        raise FileFormatError(
+            f"{folder} cannot be continued exactly: {what} (batch sizes over all processes)."
+        )
+    for name, module in trainer.unwrapped().items():
+        module.load_state_dict(_load_module(type(module), folder / name).state_dict())
+        if name in trainer.ema:
+            averaged = _load_module(type(module), folder / f"{name}_ema")
+            ema = trainer.ema[name]
+            ema.load_state_dict(
+                {
+                    "shadow_params": [
+                        p.detach().to(trainer.accelerator.device) for p in averaged.parameters()
+                    ],
+                    "optimization_step": state["ema"][name],
+                }
+            )
+    for phase, optimizer in trainer.optimizers.items():
+        load_optimizer(optimizer, folder / f"optimizer-{phase}.safetensors", state["optimizers"][phase])
+        trainer.schedules[phase].load_state_dict(state["schedules"][phase])
+    if trainer.accelerator.scaler and state["scaler"]:
+        trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    trainer.step = state["step"]
+
+
+def _load_module(kind: type[nn.Module], folder: Path) -> nn.Module:
+    try:
+        return kind.from_pretrained(folder, torch_dtype=torch.float32)  # type: ignore[attr-defined]
+    except Exception as error:
+        raise FileFormatError(f"{folder} is missing, truncated or not a {kind.__name__}: {error}") from error
+
+
+def _json_state(schedule: Any) -> dict[str, Any]:
+    return {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"} | {"lr_lambdas": [None]}
+
+
+def save_into(output: Path, write: Callable[[Path], None]) -> None:
+    """Fills a temporary folder with `write`, then moves its entries into `output`, folders first.
+
+    `model_index.json`, which makes a folder a pipeline, comes last, so that no half-written pipeline can be loaded.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=output))
+    try:
+        write(draft)
+        for entry in sorted(
+            draft.iterdir(), key=lambda path: (path.name == "model_index.json", path.is_file())
+        ):
+            target = output / entry.name
+            if target.is_dir():
+                remove_folder(target)
+            os.replace(entry, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

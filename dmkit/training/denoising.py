@@ -1,0 +1,105 @@
+"""The denoising objective of diffusion models (Ho et al. 2020) as a task, for unconditional models.
+
+    x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε                                             (DDPM, eq. 4)
+    loss = w(t) ‖f(x_t, t) - target‖²,   target = ε  |  v = sqrt(ᾱ_t) ε - sqrt(1 - ᾱ_t) x_0  |  x_0
+
+Min-SNR (Hang et al. 2023): with SNR = ᾱ_t / (1 - ᾱ_t), w = min(SNR, γ) for x_0, divided by SNR for ε and by
+SNR + 1 for v, so that the three weigh the same x_0 error alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import unknown_name
+from ..images import grid
+from ..sampling import sample_images
+from .trainer import Step, Task
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+def prediction_target(scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the network should predict, by the scheduler's `prediction_type`."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(x0, noise, timesteps)
+    return x0
+
+
+def loss_weights(alphas_cumprod: Tensor, prediction_type: str, snr_gamma: float | None) -> Tensor:
+    """w(t) for every t of the schedule, float32 of shape (T,).
+
+    Without `snr_gamma` the weight is 1 for ε and v, and the SNR for x_0 (Salimans & Ho 2022: the same as 1 for ε).
+    """
+    snr = alphas_cumprod.double() / (1 - alphas_cumprod.double())
+    in_x0 = snr if snr_gamma is None else snr.clamp(max=snr_gamma)
+    per_type = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}
+    if snr_gamma is None and prediction_type == "v_prediction":
+        return torch.ones_like(snr).float()
+    return (in_x0 / per_type[prediction_type]).float()
+
+
+class DenoisingTask(Task):
+    """Trains an unconditional `UNet2DModel`.
+
+    Args:
+        unet: the denoiser.
+        scheduler: the noise schedule; its `prediction_type` chooses the target.
+        snr_gamma: γ of the Min-SNR weighting (5 in its paper); None for no weighting.
+        random_flip: mirror images left-right with probability 1/2.
+        sample_steps: DDIM steps of the sample grid.
+        num_samples: images in the sample grid.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler: DDPMScheduler,
+        *,
+        snr_gamma: float | None = None,
+        random_flip: bool = False,
+        sample_steps: int = 50,
+        num_samples: int = 64,
+    ):
+        kind = scheduler.config.prediction_type
+        if kind not in PREDICTION_TYPES:
+            raise unknown_name("prediction type", kind, PREDICTION_TYPES)
+        self.modules = {"unet": unet}
+        self.scheduler = scheduler
+        self.random_flip = random_flip
+        self.sample_steps, self.num_samples = sample_steps, num_samples
+        self.weights = loss_weights(scheduler.alphas_cumprod, kind, snr_gamma)
+
+    def prepare(self, device: torch.device) -> None:
+        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
+        self.weights = self.weights.to(device)
+
+    def training_step(self, batch: Mapping[str, Any], step: Step) -> dict[str, Tensor]:
+        x0 = batch["images"]
+        if self.random_flip:
+            mirrored = step.draws.uniform((len(x0), 1, 1, 1)) < 0.5
+            x0 = torch.where(mirrored, x0.flip(-1), x0)
+        noise = step.draws.normal(tuple(x0.shape))
+        t = step.draws.integers(self.scheduler.config.num_train_timesteps, (len(x0),))
+        prediction = self.modules["unet"](self.scheduler.add_noise(x0, noise, t), t).sample
+        target = prediction_target(self.scheduler, x0, noise, t)
+        errors = (prediction.float() - target.float()).pow(2).mean(dim=(1, 2, 3))
+        return {"loss": (self.weights[t] * errors).mean()}
+
+    def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        images = sample_images(modules["unet"], scheduler, self.sample_steps, self.num_samples)
+        return grid(torch.cat(list(images)))
+
+    def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
+        DDPMPipeline(unet=modules["unet"], scheduler=self.scheduler).save_pretrained(folder)
