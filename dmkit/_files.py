@@ -21,7 +21,9 @@ UNFINISHED = ".unfinished-"
 
 
 def _sync(path: Path) -> None:
-    """Flushes a file or folder entry to the disk, so that a power cut cannot leave a renamed but empty file."""
+    """Flushes a file or folder entry to the disk, so that a power cut cannot leave a renamed but empty
+    file.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
 """Modules that are in `sys.modules` from the start but run only when something is read from them.
 
-Diffusers resolves the class of a saved component from modules that are *already imported*, by the full name of
-the defining module. Several of Diffusers' own scheduler modules import scipy at the top. Registering ours with
-the standard library's `LazyLoader` satisfies both wishes: `import dmkit` is enough for
+Diffusers resolves the class of a saved component from modules that are *already imported*, by the full name
+of the defining module. Several of Diffusers' own scheduler modules import scipy at the top. Registering ours
+with the standard library's `LazyLoader` satisfies both wishes: `import dmkit` is enough for
 `DiffusionPipeline.from_pretrained` to find our classes, and costs next to nothing.
 """
 

@@ -1,4 +1,6 @@
-"""The one family of errors that dmkit raises for files, runs and names; plain `ValueError`/`TypeError` stay for arguments."""
+"""The one family of errors that dmkit raises for files, runs and names; plain `ValueError`/`TypeError` stay
+for arguments.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class MissingDataError(DmkitError, FileNotFoundError):
 
 
 class TrainingError(DmkitError, RuntimeError):
-    """Training had to stop (for example a loss that is not finite); the message names the last good checkpoint."""
+    """Training had to stop (for example a loss that is not finite); the message names the last good
+    checkpoint.
+    """
 
 
 class MissingExtraError(DmkitError, ImportError):

@@ -1,8 +1,8 @@
 """The plain sampling loop for unconditional denoisers: any Diffusers scheduler, any `UNet2DModel`.
 
 Diffusers' `DDPMPipeline` neither scales the model's input nor copes with schedulers whose `step` takes no
-`generator`; this loop does both, and gives each image a generator of its own, so that an image depends on its seed
-and not on the batch that it was made in.
+`generator`; this loop does both, and gives each image a generator of its own, so that an image depends on its
+seed and not on the batch that it was made in.
 """
 
 from __future__ import annotations

@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from diffusers.optimization import SchedulerType
+
+from ..errors import unknown_name
+
+TRACKERS = ("none", "all", *LOGGER_TYPE_TO_CLASS)
 
 
 def _help(text: str) -> dict[str, str]:
@@ -80,6 +86,9 @@ class TrainingArguments:
             raise ValueError(f"--max_train_steps is {self.max_train_steps}; it must be at least 1.")
         if not self.learning_rate > 0:
             raise ValueError(f"--learning_rate is {self.learning_rate}; it must be positive.")
+        for name, known in (("report_to", TRACKERS), ("lr_scheduler", [kind.value for kind in SchedulerType])):
+            if (value := getattr(self, name)) not in known:
+                raise unknown_name(f"--{name}", value, known)
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"--mixed_precision is {self.mixed_precision!r}; known: no, fp16, bf16.")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:
@@ -89,15 +98,14 @@ class TrainingArguments:
 
 
 def parse_arguments(*kinds: type, description: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Parses dataclasses from the command line, with `--config recipe.yaml` giving defaults that flags override.
+    """Parses dataclasses from the command line, with `--config recipe.yaml` giving defaults that flags
+    override.
 
     Raises:
         SystemExit: an unknown flag (as argparse does).
         ValueError: a key in the recipe that no dataclass has, with the nearest known one.
     """
     from transformers import HfArgumentParser
-
-    from ..errors import unknown_name
 
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config", type=Path)

@@ -159,7 +159,8 @@ def _json_state(schedule: Any) -> dict[str, Any]:
 def save_into(output: Path, write: Callable[[Path], None]) -> None:
     """Fills a temporary folder with `write`, then moves its entries into `output`, folders first.
 
-    `model_index.json`, which makes a folder a pipeline, comes last, so that no half-written pipeline can be loaded.
+    `model_index.json`, which makes a folder a pipeline, comes last, so that no half-written pipeline can be
+    loaded.
     """
     output.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=output))

@@ -39,7 +39,8 @@ def prediction_target(scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, times
 def loss_weights(alphas_cumprod: Tensor, prediction_type: str, snr_gamma: float | None) -> Tensor:
     """w(t) for every t of the schedule, float32 of shape (T,).
 
-    Without `snr_gamma` the weight is 1 for ε and v, and the SNR for x_0 (Salimans & Ho 2022: the same as 1 for ε).
+    Without `snr_gamma` the weight is 1 for ε and v, and the SNR for x_0 (Salimans & Ho 2022: the same as 1
+    for ε).
     """
     snr = alphas_cumprod.double() / (1 - alphas_cumprod.double())
     in_x0 = snr if snr_gamma is None else snr.clamp(max=snr_gamma)

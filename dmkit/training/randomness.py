@@ -1,7 +1,8 @@
 """Data order and random draws as pure functions of (seed, step).
 
-Nothing here has a state that a checkpoint would have to carry, so a resumed run is the same run; and every draw is
-made for the whole batch of all processes and then sliced, so that the number of processes does not change it.
+Nothing here has a state that a checkpoint would have to carry, so a resumed run is the same run; and every
+draw is made for the whole batch of all processes and then sliced, so that the number of processes does not
+change it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def derive_seed(*key: int) -> int:
 class DataOrder:
     """An endless stream of example indices: one seeded permutation of the data set after another.
 
-    Global batch `m` of size `batch_size` is the stream's positions `[m * batch_size, (m + 1) * batch_size)`; process
-    `rank` of `world` takes its contiguous slice.
+    Global batch `m` of size `batch_size` is the stream's positions `[m * batch_size, (m + 1) * batch_size)`;
+    process `rank` of `world` takes its contiguous slice.
 
     Args:
         length: number of examples, at least 1.
@@ -68,8 +69,8 @@ class DataOrder:
 class Draws:
     """The random numbers of one micro-batch.
 
-    Every method takes this process's shape, draws for all processes, and returns this process's rows; the draws of a
-    step are therefore the same for one process and for many with the same global batch.
+    Every method takes this process's shape, draws for all processes, and returns this process's rows; the
+    draws of a step are therefore the same for one process and for many with the same global batch.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """The one training loop of dmkit, on Accelerate.
 
-A method is a `Task`: what is trained, and the named losses of a batch. How losses become gradients is a gradient
-rule (`dmkit.training.rules`). Everything else is here, once: devices, processes, mixed precision, accumulation,
-clipping, EMA, checkpoints and exact resume, trackers, progress, and the guard against losses that are not finite.
+A method is a `Task`: what is trained, and the named losses of a batch. How losses become gradients is a
+gradient rule (`dmkit.training.rules`). Everything else is here, once: devices, processes, mixed precision,
+accumulation, clipping, EMA, checkpoints and exact resume, trackers, progress, and the guard against losses
+that are not finite.
 """
 
 from __future__ import annotations
@@ -52,15 +53,17 @@ class Task:
     """What is trained and what its losses are; subclass it, fill `modules`, and write `training_step`.
 
     Attributes:
-        modules: the trained modules by name. The trainer replaces each by its prepared (device, DDP) form, so a
-            training step must call `self.modules[name]`, not a reference of its own. Each is checkpointed, and
-            averaged if EMA is on.
+        modules: the trained modules by name. The trainer replaces each by its prepared (device, DDP) form, so
+            a training step must call `self.modules[name]`, not a reference of its own. Each is checkpointed,
+            and averaged if EMA is on.
     """
 
     modules: dict[str, nn.Module]
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by phase. Each phase has its own optimiser, stepped in this order every step."""
+        """Trainable parameters by phase. Each phase has its own optimiser, stepped in this order every
+        step.
+        """
         trained = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         return {"main": trained}
 
@@ -72,7 +75,9 @@ class Task:
         raise NotImplementedError
 
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image | None:
-        """A picture for the tracker, from unwrapped modules that hold the averaged weights where EMA is on."""
+        """A picture for the tracker, from unwrapped modules that hold the averaged weights where EMA is
+        on.
+        """
         return None
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
@@ -108,7 +113,7 @@ class Trainer:
     ):
         self.task, self.dataset, self.arguments, self.rule = task, dataset, arguments, rule
         self.output = Path(arguments.output_dir)
-        trackers = None if arguments.report_to in (None, "none") else arguments.report_to
+        trackers = None if arguments.report_to == "none" else arguments.report_to
         self.accelerator = Accelerator(
             mixed_precision=arguments.mixed_precision,
             log_with=trackers,
@@ -185,7 +190,9 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[dict[str, nn.Module]]:
-        """The unwrapped modules in eval mode with the averaged weights where EMA is on; restored afterwards."""
+        """The unwrapped modules in eval mode with the averaged weights where EMA is on; restored
+        afterwards.
+        """
         modules = self.unwrapped()
         with ExitStack() as restore:
             for name, module in modules.items():
@@ -292,17 +299,16 @@ class Trainer:
         table = self.accelerator.reduce(table, reduction="mean")
         rows = torch.cat([table, norm.expand(len(history), 1)], dim=1).tolist()
         for k, row in enumerate(rows):
-            bad = [name for name, value in zip(names, row, strict=False) if not math.isfinite(value)]
-            # With a loss scaler a gradient overflow is routine: the scaler skips the step.
-            if not bad and not math.isfinite(row[-1]) and self.accelerator.scaler is None:
-                bad = ["the gradient's norm"]
-            if bad:
-                batch = self.step * len(rows) + k
+            values = dict(zip([*names, "gradient norm"], row, strict=True))
+            if self.accelerator.scaler is not None:
+                # With a loss scaler a gradient overflow is routine: the scaler skips the step.
+                del values["gradient norm"]
+            if bad := {name: value for name, value in values.items() if not math.isfinite(value)}:
                 saved = checkpoints(self.output)
-                last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
                 raise TrainingError(
-                    f"{' and '.join(bad)} became {row[names.index(bad[0])] if bad[0] in names else row[-1]} at "
-                    f"step {self.step} in batch {batch} (phase {phase!r}); the weights were not updated with it; {last}."
+                    f"{', '.join(f'{name} is {value}' for name, value in bad.items())} at step {self.step}, "
+                    f"batch {self.step * len(rows) + k} (phase {phase!r}). The weights were not updated with it. "
+                    f"Last good checkpoint: {saved[-1] if saved else 'none yet'}."
                 )
         prefix = "" if len(self.optimizers) == 1 else f"{phase}/"
         means = {f"{prefix}{name}": sum(row[j] for row in rows) / len(rows) for j, name in enumerate(names)}

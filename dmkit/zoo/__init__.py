@@ -1,0 +1,65 @@
+"""The trained checkpoints that ship with dmkit, and how they are found.
+
+    from diffusers import DiffusionPipeline
+    import dmkit.zoo
+
+    pipe = DiffusionPipeline.from_pretrained(dmkit.zoo.path("fashion"))
+
+Each checkpoint is a folder in Diffusers' layout beside a model card (`README.md`) and a few held-out
+`examples/`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import unknown_name
+
+_HOME = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One shipped checkpoint: its name, folder, one-line description and pipeline class."""
+
+    name: str
+    folder: Path
+    description: str
+    pipeline: str
+
+
+def list() -> builtins.list[ZooEntry]:
+    """All shipped checkpoints, by name."""
+    entries = []
+    for index in sorted(_HOME.glob("*/model_index.json")):
+        card = (index.parent / "README.md").read_text(encoding="utf-8")
+        # The card opens with YAML front matter; the first paragraph under its title describes the model.
+        body = card.split("---\n", 2)[-1].strip().splitlines()
+        description = next(line for line in body if line.strip() and not line.startswith("#"))
+        pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        entries.append(ZooEntry(index.parent.name, index.parent, description, pipeline))
+    return entries
+
+
+def path(name: str) -> str:
+    """The folder of a shipped checkpoint, for `DiffusionPipeline.from_pretrained`.
+
+    Raises:
+        ValueError: no checkpoint of this name ships; the message names the nearest one.
+    """
+    known = {entry.name: entry for entry in list()}
+    if name not in known:
+        raise unknown_name("zoo model", name, known)
+    return str(known[name].folder)
+
+
+def examples(name: str) -> builtins.list[Path]:
+    """Held-out images that ship beside a checkpoint, as PNG files in a fixed order.
+
+    Raises:
+        ValueError: as `path`.
+    """
+    return sorted((Path(path(name)) / "examples").glob("*.png"))
