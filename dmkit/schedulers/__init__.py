@@ -8,5 +8,12 @@ from .._lazy import exports
 
 __all__, __getattr__ = exports(
     __name__,
-    {},
+    {
+        "bdia.ddim": ("BDIADDIMScheduler", "BDIADDIMInverseScheduler"),
+        "bdia.flow": ("BDIAFlowMatchEulerDiscreteScheduler", "BDIAFlowMatchEulerDiscreteInverseScheduler"),
+        "bdia.edm": ("BDIAEDMScheduler",),
+        "bdia.dpm": ("BDIADPMSolverMultistepScheduler",),
+        "bdia.edict": ("EDICTScheduler", "EDICTInverseScheduler"),
+        "bdia": ("BDIALatentPair", "decode", "edit", "encode", "invert", "reconstruct"),
+    },
 )

@@ -1,0 +1,155 @@
+"""BDIA on DPM-Solver++(2M): sampling only.
+
+Extension of Zhang, Lewis, Kleijn (ECCV 2024, arXiv 2307.10829), which names the combination without a formula
+that could be checked. The 2M step from z_i uses the data prediction m_{i+1} of the level above, a function of
+the very state that an inversion would have to find: the forward increment is not explicitly invertible, so
+this only samples.
+
+    z_{i-1} = [2M step from z_i] + gamma (z_{i+1} - F_i(i+1))
+
+F_i(i+1) is the solver's own image of z_i at the level above. A first-order image there would add an error of
+gamma h^2 / 2 z'' per step that nothing cancels, and turn the second-order solver into a first-order one. The
+2M formula toward level i+1 with the same two predictions has r_0 = -1, so its extrapolation becomes their
+mean:
+
+    F_i(i+1) = alpha_{i+1} m + sigma_{i+1} (z_i - alpha_i m) / sigma_i,   m = (m_i + m_{i+1}) / 2
+
+Measured on a 64-dimensional mixture with the exact denoiser (10 / 20 / 40 steps, RMS to a 1000-step
+reference): with leading spacing 2M 0.108/0.048/0.017, gamma = 0.25 0.062/0.0025/0.0040, gamma = 1 worse than
+2M; with linspace spacing no gain (0.073/0.030/0.014 against 0.074/0.032/0.015).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, SchedulerMixin  # noqa: F401  (lets a saved pipeline load)
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+from .recurrence import check_options, image_at, two_step
+
+
+class BDIADPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
+    """DPM-Solver++(2M) with BDIA's correction; drop-in for `DPMSolverMultistepScheduler`, not invertible.
+
+    Args:
+        gamma: weight of the correction, in [0, 1]; 0 is DPM-Solver++(2M). About 0.25; 1 is worse than none.
+
+    The other arguments are `DPMSolverMultistepScheduler`'s. State and arithmetic are float32, as there.
+
+    Raises:
+        ValueError: gamma outside [0, 1], an algorithm other than `"dpmsolver++"`, or an order other than 2
+            (order 1 is `BDIADDIMScheduler`).
+    """
+
+    is_invertible = False
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        solver_order: int = 2,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        algorithm_type: str = "dpmsolver++",
+        solver_type: str = "midpoint",
+        lower_order_final: bool = True,
+        euler_at_final: bool = False,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        final_sigmas_type: str = "zero",
+        lambda_min_clipped: float = -float("inf"),
+        variance_type: str | None = None,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        gamma: float = 0.25,
+    ):
+        check_options(gamma, "bdia", "algebraic", "float32")
+        if algorithm_type != "dpmsolver++" or solver_order != 2:
+            raise ValueError(
+                "BDIADPMSolverMultistepScheduler is DPM-Solver++(2M): algorithm_type='dpmsolver++' and "
+                f"solver_order=2, got {algorithm_type!r} and {solver_order}. Order 1 is BDIADDIMScheduler."
+            )
+        super().__init__(
+            num_train_timesteps=num_train_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            beta_schedule=beta_schedule,
+            trained_betas=trained_betas,
+            solver_order=solver_order,
+            prediction_type=prediction_type,
+            thresholding=thresholding,
+            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
+            sample_max_value=sample_max_value,
+            algorithm_type=algorithm_type,
+            solver_type=solver_type,
+            lower_order_final=lower_order_final,
+            euler_at_final=euler_at_final,
+            use_karras_sigmas=use_karras_sigmas,
+            use_exponential_sigmas=use_exponential_sigmas,
+            use_beta_sigmas=use_beta_sigmas,
+            use_lu_lambdas=use_lu_lambdas,
+            use_flow_sigmas=use_flow_sigmas,
+            flow_shift=flow_shift,
+            final_sigmas_type=final_sigmas_type,
+            lambda_min_clipped=lambda_min_clipped,
+            variance_type=variance_type,
+            timestep_spacing=timestep_spacing,
+            steps_offset=steps_offset,
+            rescale_betas_zero_snr=rescale_betas_zero_snr,
+            use_dynamic_shifting=use_dynamic_shifting,
+            time_shift_type=time_shift_type,
+        )
+        self._previous: torch.Tensor | None = None
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        mu: float | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Lays out the run and forgets the last one; the arguments are `DPMSolverMultistepScheduler`'s."""
+        super().set_timesteps(num_inference_steps, device=device, mu=mu, timesteps=timesteps)
+        self._previous = None
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[torch.Tensor]:
+        """One step; arguments and result as in `DPMSolverMultistepScheduler.step` (no noise is drawn)."""
+        z = sample.float()
+        z_next = super().step(model_output.float(), timestep, z, return_dict=False)[0]
+        if self._previous is not None:
+            i = self.step_index - 1  # the parent has counted already; position i - 1 is the level above
+            (alpha, sigma), level_above = (self._level(position) for position in (i, i - 1))
+            m = (self.model_outputs[-1] + self.model_outputs[-2]) / 2
+            z_next = two_step(
+                z_next, image_at(m, (z - alpha * m) / sigma, level_above), self._previous, self.config.gamma
+            )
+        self._previous = z
+        z_next = z_next.to(sample.dtype)
+        return SchedulerOutput(prev_sample=z_next) if return_dict else (z_next,)
+
+    def _level(self, position: int) -> tuple[float, float]:
+        alpha, sigma = self._sigma_to_alpha_sigma_t(self.sigmas[position])
+        return float(alpha), float(sigma)
