@@ -1,5 +1,6 @@
-"""The plain sampling loop for unconditional denoisers: any Diffusers scheduler, any `UNet2DModel`.
+"""Images from a model, a scheduler and seeds.
 
+`sample_batch` is the plain sampling loop for unconditional denoisers: any scheduler, any `UNet2DModel`.
 Diffusers' `DDPMPipeline` neither scales the model's input nor copes with schedulers whose `step` takes no
 `generator`; this loop does both, and gives each image a generator of its own, so that an image depends on its
 seed and not on the batch that it was made in.
@@ -64,8 +65,65 @@ def sample_batch(
     return sample
 
 
-def sample_images(
-    unet: Module,
+def generate(
+    pipe: Any,
+    scheduler: Any,
+    num_inference_steps: int,
+    seeds: Sequence[int],
+    *,
+    prompt: str | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    **arguments: Any,
+) -> Tensor:
+    """One image a seed from a pipeline with another scheduler, which is put back afterwards.
+
+    Args:
+        pipe: an unconditional pipeline with a `unet`, or a text-to-image pipeline.
+        scheduler: the scheduler to sample with.
+        num_inference_steps: its steps.
+        seeds: one seed an image.
+        prompt: for text-to-image pipelines, the text that all images share.
+        on_step: called after each step with (steps done, steps in all).
+        arguments: for text-to-image pipelines, passed to the pipeline (`guidance_scale`, `negative_prompt`, …).
+
+    Returns:
+        Images (len(seeds), C, H, W) in [-1, 1], float32, on the CPU.
+
+    Raises:
+        ValueError: a prompt for a model that takes none, or none for one that needs it.
+    """
+    takes_text = hasattr(pipe, "tokenizer")
+    if takes_text != (prompt is not None):
+        wants = "needs a prompt" if takes_text else "is unconditional and takes no prompt"
+        raise ValueError(f"{type(pipe).__name__} {wants}.")
+    if not takes_text:
+        if arguments:
+            raise ValueError(f"{type(pipe).__name__} is unconditional: it takes no {', '.join(arguments)}.")
+        images = sample_batch(pipe.unet, scheduler, num_inference_steps, seeds, on_step=on_step)
+        return images.float().clamp(-1, 1).cpu()
+    original, pipe.scheduler = pipe.scheduler, scheduler
+
+    def report(_pipe: Any, done: int, _timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step(done + 1, len(scheduler.timesteps))
+        return state
+
+    try:
+        images = pipe(
+            [prompt] * len(seeds),
+            num_inference_steps=num_inference_steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+            callback_on_step_end=report,
+            **arguments,
+        ).images
+    finally:
+        pipe.scheduler = original
+    return (images.float() * 2 - 1).cpu()
+
+
+def generate_batches(
+    pipe: Any,
     scheduler: Any,
     num_inference_steps: int,
     num_images: int,
@@ -74,7 +132,7 @@ def sample_images(
     batch_size: int = 64,
     **arguments: Any,
 ) -> Iterator[Tensor]:
-    """Batches of images with seeds `seed`, `seed + 1`, …; see `sample_batch` for the other arguments."""
+    """Batches of images with seeds `seed`, `seed + 1`, …; see `generate` for the other arguments."""
     for start in range(seed, seed + num_images, batch_size):
         seeds = range(start, min(start + batch_size, seed + num_images))
-        yield sample_batch(unet, scheduler, num_inference_steps, seeds, **arguments)
+        yield generate(pipe, scheduler, num_inference_steps, seeds, **arguments)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import unknown_name
 from ..images import grid
-from ..sampling import sample_images
+from ..sampling import sample_batch
 from .trainer import Step, Task
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -99,8 +99,7 @@ class DenoisingTask(Task):
 
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
-        images = sample_images(modules["unet"], scheduler, self.sample_steps, self.num_samples)
-        return grid(torch.cat(list(images)))
+        return grid(sample_batch(modules["unet"], scheduler, self.sample_steps, range(self.num_samples)))
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         DDPMPipeline(unet=modules["unet"], scheduler=self.scheduler).save_pretrained(folder)

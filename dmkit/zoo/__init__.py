@@ -15,8 +15,12 @@ import builtins
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..errors import unknown_name
+from ..errors import FileFormatError, unknown_name
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 _HOME = Path(__file__).parent
 
@@ -63,3 +67,29 @@ def examples(name: str) -> builtins.list[Path]:
         ValueError: as `path`.
     """
     return sorted((Path(path(name)) / "examples").glob("*.png"))
+
+
+def load(model: str, **arguments: Any) -> DiffusionPipeline:
+    """A pipeline by zoo name, local folder, or hub id (`owner/name`).
+
+    Args:
+        model: what to load; a folder wins over a zoo name of the same spelling.
+        arguments: passed to `DiffusionPipeline.from_pretrained` (`torch_dtype`, …).
+
+    Raises:
+        ValueError: neither a folder, a hub id nor a zoo name; the message names the nearest zoo name.
+        FileFormatError: a folder that is not a whole pipeline.
+    """
+    from diffusers import DiffusionPipeline
+
+    folder = Path(model)
+    if not folder.is_dir() and model.count("/") == 1:
+        return DiffusionPipeline.from_pretrained(model, **arguments)
+    if not folder.is_dir():
+        folder = Path(path(model))
+    if not (folder / "model_index.json").is_file():
+        raise FileFormatError(f"{folder} is not a Diffusers pipeline: it has no model_index.json.")
+    try:
+        return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **arguments)
+    except (OSError, ValueError, KeyError) as error:
+        raise FileFormatError(f"The pipeline in {folder} cannot be loaded: {error}") from error

@@ -1,0 +1,64 @@
+"""Result files of the benchmarks: JSON that grows cell by cell, so that a long run can stop and go on."""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dmkit._files import load_json, save_json
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def environment() -> dict[str, str]:
+    """The versions and the processor that a result was made with."""
+    import diffusers
+    import torch
+
+    import dmkit
+
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )  # fmt: skip
+    return {
+        "dmkit": dmkit.__version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu,
+    }
+
+
+class Cells:
+    """A JSON file {"about": …, "environment": …, "cells": {key: figures}}, safe for several processes at once."""
+
+    def __init__(self, name: str, about: Mapping[str, Any]):
+        self.path = RESULTS / f"{name}.json"
+        self._about = dict(about)
+
+    def _update(self, change: Callable[[dict[str, Any]], None]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.path.with_suffix(".lock")
+        with lock.open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            content = load_json(self.path) if self.path.exists() else {"cells": {}}
+            content |= {"about": self._about, "environment": environment()}
+            change(content["cells"])
+            content["cells"] = dict(sorted(content["cells"].items()))
+            save_json(self.path, content)
+
+    def read(self) -> dict[str, Any]:
+        return load_json(self.path)["cells"] if self.path.exists() else {}
+
+    def once(self, key: str, measure: Callable[[], Any]) -> Any:
+        """The figures under `key`; measured and written only if they are not there yet."""
+        if (known := self.read().get(key)) is not None:
+            return known
+        figures = measure()
+        self._update(lambda cells: cells.update({key: figures}))
+        print(f"{self.path.stem}: {key}: {figures}", flush=True)
+        return figures
