@@ -20,7 +20,9 @@ BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, max=4096, help="Images
 Prompt: TypeAlias = Annotated[str | None, typer.Option(help="Text, for text-to-image models.")]
 Set: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A scheduler setting, KEY=VALUE, as in its config; may be given several times."),
+    typer.Option(
+        "--set", help="A scheduler setting, KEY=VALUE, as in its config; may be given several times."
+    ),
 ]
 TimeShiftWindow: TypeAlias = Annotated[
     str | None, typer.Option(help="Time-Shift: window width in timesteps, or auto; 0 turns it off.")

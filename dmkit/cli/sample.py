@@ -15,7 +15,8 @@ def sample(
     model: options.Model,
     scheduler: Annotated[str, typer.Option(help="A sampler's name; see `dmkit models`.")] = "ddim",
     compare: Annotated[
-        str | None, typer.Option(help="Several samplers on the same seeds, e.g. ddim,ts-ddim.", show_default=False)
+        str | None,
+        typer.Option(help="Several samplers on the same seeds, e.g. ddim,ts-ddim.", show_default=False),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 10,
     num_images: Annotated[int, typer.Option(min=1, max=100_000, help="Images for each sampler.")] = 16,
@@ -61,7 +62,12 @@ def sample(
     sheets = []
     for name, sampler in samplers.items():
         about = options.provenance(
-            model=model, sampler=name, steps=steps, prompt=prompt, **text, scheduler=options.plain(sampler.config)
+            model=model,
+            sampler=name,
+            steps=steps,
+            prompt=prompt,
+            **text,
+            scheduler=options.plain(sampler.config),
         )
         with options.progress(num_images, name) as advance:
             shown: list[torch.Tensor] = []
@@ -74,6 +80,8 @@ def sample(
                 advance()
         sheets.append(grid(torch.stack(shown), scale=max(1, 64 // shown[0].shape[-1])))
     labels = [f"{name}, {steps} steps" for name in samplers]
-    about = options.provenance(model=model, samplers=list(samplers), steps=steps, seed=seed, prompt=prompt, **text)
+    about = options.provenance(
+        model=model, samplers=list(samplers), steps=steps, seed=seed, prompt=prompt, **text
+    )
     sheet = save_png(side_by_side(sheets, labels), folder / "grid.png", about)
     typer.echo(f"{num_images} images for each of {', '.join(samplers)} in {folder}; together in {sheet}")
