@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -39,6 +40,10 @@ class DecodedPixels:
         return torch.stack([self._decode(int(index)) for index in indices])
 
 
+def _nth(pixels: Pixels, indices: Sequence[int], k: int) -> Tensor:
+    return pixels[[indices[k]]][0]
+
+
 class ImageDataset(Dataset):
     """Square images with their labels and captions where these are known.
 
@@ -51,8 +56,8 @@ class ImageDataset(Dataset):
         split: the split that this is.
         channels: 1 (grey) or 3 (RGB).
         resolution: side in pixels.
-        labels: int64 (N,), indices into `classes`.
-        classes: names of the classes.
+        labels: int64 (N,), indices into `label_names`.
+        label_names: names of the classes.
         captions: one for each image.
         license: the data's licence; "" if not known.
         citation: whom to credit; "" if not known.
@@ -70,7 +75,7 @@ class ImageDataset(Dataset):
         channels: int,
         resolution: int,
         labels: Tensor | None = None,
-        classes: Sequence[str] = (),
+        label_names: Sequence[str] = (),
         captions: Sequence[str] | None = None,
         license: str = "",
         citation: str = "",
@@ -86,7 +91,7 @@ class ImageDataset(Dataset):
                 raise ValueError(f"{len(values)} {what} for {len(pixels)} images.")
         self._pixels, self._labels, self._captions = pixels, labels, captions
         self.name, self.split, self.channels, self.resolution = name, split, channels, resolution
-        self.classes, self.license, self.citation = tuple(classes), license, citation
+        self.label_names, self.license, self.citation = tuple(label_names), license, citation
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -139,7 +144,7 @@ class ImageDataset(Dataset):
         if isinstance(self._pixels, Tensor):
             pixels = cast(Pixels, self._pixels[indices])
         else:
-            pixels = DecodedPixels(lambda k: self._pixels[[indices[k]]][0], len(indices))
+            pixels = DecodedPixels(partial(_nth, self._pixels, indices), len(indices))
         return ImageDataset(
             pixels,
             name=self.name,
@@ -147,7 +152,7 @@ class ImageDataset(Dataset):
             channels=self.channels,
             resolution=self.resolution,
             labels=None if self._labels is None else self._labels[indices],
-            classes=self.classes,
+            label_names=self.label_names,
             captions=None if self._captions is None else [self._captions[k] for k in indices],
             license=self.license,
             citation=self.citation,

@@ -38,7 +38,7 @@ def read_idx(path: Path) -> Tensor:
         with gzip.open(path) as file:
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise FileFormatError(f"{path} is truncated or not a gzip file: {error}") from error
+        raise FileFormatError(f"{path} is missing, truncated or not a gzip file: {error}") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise FileFormatError(f"{path} is not an IDX file of unsigned bytes.")
     axes, start = content[3], 4 + 4 * content[3]
@@ -69,7 +69,7 @@ def load(split: str, resolution: int | None, root: Path | None) -> ImageDataset:
         raise FileFormatError(
             f"{folder}: images {tuple(images.shape)} and labels {tuple(labels.shape)} do not belong together."
         )
-    pixels = pad_or_resize(images.unsqueeze(1), resolution)
+    pixels = pad_or_resize(images.unsqueeze(1), resolution or images.shape[-1])
     return ImageDataset(
         pixels,
         name="fashion-mnist",
@@ -77,7 +77,7 @@ def load(split: str, resolution: int | None, root: Path | None) -> ImageDataset:
         channels=1,
         resolution=pixels.shape[-1],
         labels=labels.long(),
-        classes=CLASSES,
+        label_names=CLASSES,
         license=LICENSE,
         citation=CITATION,
     )

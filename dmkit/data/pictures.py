@@ -15,17 +15,6 @@ from ..errors import FileFormatError
 _MODES = {1: "L", 3: "RGB"}
 
 
-def check_shape(resolution: int | None, channels: int | None) -> None:
-    """
-    Raises:
-        ValueError: not a size or a number of channels that images can have.
-    """
-    if resolution is not None and resolution < 1:
-        raise ValueError(f"resolution is a side in pixels, at least 1, not {resolution}.")
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels is 1 (grey) or 3 (RGB), not {channels}.")
-
-
 def open_picture(source: str | os.PathLike | IO[bytes]) -> Image.Image:
     """A picture, upright (EXIF), on white where it is transparent, in mode L or RGB.
 
@@ -83,11 +72,8 @@ def pad(images: Tensor, resolution: int) -> Tensor:
     return F.pad(images, (before, after, before, after))
 
 
-def pad_or_resize(images: Tensor, resolution: int | None) -> Tensor:
+def pad_or_resize(images: Tensor, resolution: int) -> Tensor:
     """28-pixel images on black as they are usually brought to size: up to 32 pixels by a black frame, which
     leaves the pixels alone; any other side by resampling.
     """
-    side = images.shape[-1]
-    if resolution is None or resolution == side:
-        return images
-    return pad(images, resolution) if side < resolution <= 32 else resize(images, resolution)
+    return pad(images, resolution) if images.shape[-1] < resolution <= 32 else resize(images, resolution)

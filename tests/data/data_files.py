@@ -1,0 +1,47 @@
+"""Files like those of the real data sets, in miniature."""
+
+import gzip
+import hashlib
+import io
+import json
+import struct
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+
+def idx(array: np.ndarray) -> bytes:
+    """A gzipped IDX file of unsigned bytes."""
+    header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return gzip.compress(header + array.tobytes())
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def emoji_archive(vendor: str, count: int = 20) -> bytes:
+    """An npm package in miniature; picture k is a frame of colour (k, 0, 0) around a transparent hole."""
+    files = {}
+    entries = []
+    for k in range(count):
+        pixels = np.zeros((64, 64, 4), np.uint8)
+        pixels[..., 0], pixels[..., 3] = k, 255
+        pixels[4:60, 4:60] = 0
+        files[f"package/img/{vendor}/64/{k:04x}.png"] = png(pixels)
+        entries.append({"name": f"FACE NUMBER {k}", "category": "AB"[k % 2], "image": f"{k:04x}.png"})
+    files["package/emoji.json"] = json.dumps(entries).encode()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
