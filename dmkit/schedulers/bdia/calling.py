@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .trajectory import StatePair
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
@@ -28,11 +30,15 @@ def call(
     prompt: str | list[str] | None,
     guidance_scale: float,
     pipe_kwargs: dict[str, Any],
-) -> None:
+) -> StatePair:
     """Calls the pipeline with `scheduler` from `start` (what the scheduler's `set_start` returned).
 
+    Returns:
+        The two states at the end of the run, from the scheduler.
+
     Raises:
-        ValueError: a prompt for an unconditional pipeline, prompts unlike the batch, or another shape.
+        ValueError: a prompt for an unconditional pipeline, prompts unlike the batch, another shape, or a
+            network that returned NaN.
         RuntimeError: something changed the latents between the steps.
     """
     accepted = inspect.signature(pipe.__call__).parameters
@@ -57,10 +63,14 @@ def call(
             # The pipeline's own noise is overwritten: a private generator keeps the global one untouched.
             with _written_over_first_input(model, start):
                 pipe(batch_size=size, generator=torch.Generator().manual_seed(0), output_type="pt", **kwargs)
+    pair = scheduler.pop_pair()
+    if not bool(torch.isfinite(pair.end).all()):
+        raise ValueError("The network returned NaN or infinite values during the run.")
     if getattr(scheduler, "modified", False):
         raise RuntimeError(
             "Something changed the latents during the run (a callback?): it is not reversible."
         )
+    return pair
 
 
 @contextmanager

@@ -8,6 +8,7 @@ whatever the pipeline's scheduler says.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -151,10 +152,9 @@ def invert(
     options = {"gamma": gamma, "reversible": reversible, "max_amplification": max_amplification}
     sampler, inverse = _schedulers(pipe, method, options)
     start = inverse.set_start(z_0, num_levels=num_levels)
-    call(pipe, inverse, start, num_inference_steps, prompt, guidance_scale, pipe_kwargs)
-    end, before, timesteps = inverse.pop_pair()
-    if not bool(torch.isfinite(end).all()):
-        raise ValueError("The network returned NaN or infinite values during the inversion.")
+    end, before, timesteps = call(
+        pipe, inverse, start, num_inference_steps, prompt, guidance_scale, pipe_kwargs
+    )
     model = denoiser(pipe)
     return BDIALatentPair(
         z_T=end,
@@ -242,8 +242,7 @@ def _run_back(
     sampler_class, _ = _classes(pair.method, "shift" in pair.scheduler_config)
     sampler = sampler_class.from_config(pair.scheduler_config)
     start = sampler.set_start(pair.z_T, pair.z_T_prev, pair.timesteps)
-    call(pipe, sampler, start, pair.num_inference_steps, prompt, guidance_scale, pipe_kwargs)
-    latents = sampler.pop_pair().end
+    latents = call(pipe, sampler, start, pair.num_inference_steps, prompt, guidance_scale, pipe_kwargs).end
     return Regenerated(latents, decode(pipe, latents))
 
 
@@ -279,8 +278,15 @@ def _schedulers(pipe: DiffusionPipeline, method: str, options: dict[str, Any]) -
     if method == "edict":
         options = {}
     off = {} if flow else {"clip_sample": False, "thresholding": False}
-    sampler = sampler_class.from_config(config, **off, **options)
-    return sampler, inverse_class.from_config(config, **off, **(options if method == "bdia" else {}))
+    sampler = _from_known(sampler_class, config, {**off, **options})
+    return sampler, _from_known(inverse_class, config, {**off, **(options if method == "bdia" else {})})
+
+
+def _from_known(scheduler_class: Any, config: dict[str, Any], changes: dict[str, Any]) -> Any:
+    """A scheduler from what it knows of another one's configuration, without warnings for the rest."""
+    known = inspect.signature(scheduler_class.__init__).parameters
+    config = {key: value for key, value in {**config, **changes}.items() if key in known}
+    return scheduler_class.from_config(config)
 
 
 def _plain(config: Any) -> dict[str, Any]:
