@@ -1,0 +1,37 @@
+"""Figures for generated images (Fréchet distance, KID, precision and recall, diversity) and for round trips.
+
+    from dmkit import data, metrics
+
+    test = data.load("fashion-mnist", split="test", resolution=32)
+    metrics.evaluate_images(samples, test)  # {"frechet_efficientnet_lite0": …, …}
+    metrics.psnr(reconstruction, original)
+
+Results bear the name of the features that they compare. A Fréchet distance is called FID only where the
+features are those of Inception-v3, which none of the packages here carries.
+"""
+
+from .distances import pairwise_diversity, precision_recall
+from .evaluate import FeatureSet, describe, evaluate_images
+from .features import EfficientNetLite0, Extractor
+from .frechet import Moments, frechet_distance, frechet_interval
+from .kernel import Estimate, kid
+from .roundtrip import max_abs_error, psnr, round_trip_error, ssim
+
+__all__ = [
+    "EfficientNetLite0",
+    "Estimate",
+    "Extractor",
+    "FeatureSet",
+    "Moments",
+    "describe",
+    "evaluate_images",
+    "frechet_distance",
+    "frechet_interval",
+    "kid",
+    "max_abs_error",
+    "pairwise_diversity",
+    "precision_recall",
+    "psnr",
+    "round_trip_error",
+    "ssim",
+]
