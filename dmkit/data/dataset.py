@@ -159,7 +159,7 @@ class ImageDataset(Dataset):
         )
 
     def fingerprint(self) -> str:
-        """16 hex digits of what the set holds: its size and the pixels of up to 64 images, first and last too.
+        """16 hex digits of what the set holds: its size and the pixels of up to 64 images, ends included.
 
         Two sets of equal fingerprint may still differ in an image that was not looked at; it is meant for
         noticing that a folder has changed since features of it were stored, not for security.

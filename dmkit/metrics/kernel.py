@@ -57,7 +57,8 @@ def kid(
         generator: draws the groups; a fixed seed by default. It does not change the value.
 
     Returns:
-        The value, which is unbiased and so may fall below 0, and its standard error.
+        The value (unbiased, so it may fall below 0) and its standard error. Where the two sets are alike,
+        (1) has no linear part for the jackknife to see, and the error comes out too large by up to √2.
 
     Raises:
         ValueError: shapes that do not fit, or fewer than 4 samples in a set.

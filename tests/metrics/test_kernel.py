@@ -67,9 +67,11 @@ def test_against_torchmetrics():
 
 
 def test_unbiased_and_the_error_is_the_spread_between_samples():
-    same = [kid(samples(2 * k, 30, 4), samples(2 * k + 1, 30, 4)).value for k in range(200)]
-    assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(200)
-    assert min(same) < 0
+    alike = [kid(samples(2 * k, 60, 4), samples(2 * k + 1, 60, 4)) for k in range(200)]
+    spread = np.std([found.value for found in alike])
+    assert abs(np.mean([found.value for found in alike])) < 4 * spread / np.sqrt(200)
+    assert min(found.value for found in alike) < 0
+    assert 0.9 < np.mean([found.stderr for found in alike]) / spread < 1.6
     apart = [kid(samples(2 * k, 60, 4) + 0.7, samples(2 * k + 1, 60, 4)) for k in range(200)]
     spread = np.std([found.value for found in apart])
     assert np.mean([found.stderr for found in apart]) == pytest.approx(spread, rel=0.2)
