@@ -53,6 +53,9 @@ def test_fashion_at_32_has_a_black_frame_around_untouched_pixels(fashion_root, f
     assert np.array_equal(images[:, 0, 2:30, 2:30].numpy(), fashion_arrays["train-images-idx3"])
     images[:, :, 2:30, 2:30] = 0
     assert not images.any()
+    odd = data.load("fashion-mnist", resolution=31, root=fashion_root)
+    assert odd.resolution == 31
+    assert np.array_equal(odd.images_uint8()[:, 0, 1:29, 1:29].numpy(), fashion_arrays["train-images-idx3"])
     small = data.load("fashion-mnist", resolution=14, root=fashion_root).images_uint8()
     assert small.shape == (12, 1, 14, 14)
     # An antialiased reduction by two keeps the brightness of the whole.
