@@ -69,6 +69,36 @@ def examples(name: str) -> builtins.list[Path]:
     return sorted((Path(path(name)) / "examples").glob("*.png"))
 
 
+def reference(model: str) -> str:
+    """What a model's images are measured against: the test split of the data set that its card names.
+
+    Args:
+        model: a zoo name, or a pipeline folder whose `README.md` opens with YAML that has the key `dataset`.
+
+    Returns:
+        `"NAME:test"`, as `dmkit.evaluation.Reference.load` takes it.
+
+    Raises:
+        ValueError: an unknown zoo name, or no card that names a data set.
+        FileFormatError: a card whose front matter is not YAML.
+    """
+    import yaml
+
+    folder = Path(model) if Path(model).is_dir() or "/" in model else Path(path(model))
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    try:
+        front = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else None
+    except yaml.YAMLError as error:
+        raise FileFormatError(f"{card} does not open with valid YAML: {error}") from error
+    if not isinstance(front, dict) or not isinstance(front.get("dataset"), str):
+        raise ValueError(
+            f"{model} has no card (README.md) whose front matter names the `dataset` to measure it against: "
+            "give a data set or a folder of pictures as the reference (--reference)."
+        )
+    return f"{front['dataset']}:test"
+
+
 def load(model: str, **arguments: Any) -> DiffusionPipeline:
     """A pipeline by zoo name, local folder, or hub id (`owner/name`).
 
