@@ -9,6 +9,15 @@ from .._lazy import exports
 __all__, __getattr__ = exports(
     __name__,
     {
+        "time_shift.vp": ("TimeShiftDDIMScheduler", "TimeShiftDDPMScheduler", "TimeShiftPNDMScheduler"),
+        "time_shift.sigma": (
+            "TimeShiftDPMSolverMultistepScheduler",
+            "TimeShiftUniPCMultistepScheduler",
+            "TimeShiftDEISMultistepScheduler",
+            "TimeShiftEulerDiscreteScheduler",
+        ),
+        "time_shift.continuous": ("TimeShiftEDMEulerScheduler", "TimeShiftFlowMatchEulerDiscreteScheduler"),
+        "time_shift.per_sample": ("per_sample_timesteps",),
         "bdia.ddim": ("BDIADDIMScheduler", "BDIADDIMInverseScheduler"),
         "bdia.flow": ("BDIAFlowMatchEulerDiscreteScheduler", "BDIAFlowMatchEulerDiscreteInverseScheduler"),
         "bdia.edm": ("BDIAEDMScheduler",),

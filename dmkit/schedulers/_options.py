@@ -1,0 +1,53 @@
+"""Schedulers that are a Diffusers scheduler plus a few options of their own.
+
+Diffusers' `from_config` keeps only the keys that it finds in the signature of `__init__`; a subclass with
+`**kwargs` would silently run on default betas. Instead of spelling out every parent's arguments once more,
+the subclass gets an `__init__` whose signature is the parent's plus ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def init_with_options(parent: type, options: Mapping[str, Any]) -> Callable[..., None]:
+    """An `__init__` that takes the parent's arguments and `options` (keyword-only, with these defaults).
+
+    The parent gets keywords only: values passed by position would be taken for defaults by the next
+    `from_config`. The options are registered in the config, then `self._check_options()` is called.
+    """
+    inherited = inspect.signature(parent.__init__)  # type: ignore[misc]
+    ours = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=d) for name, d in options.items()]
+    signature = inherited.replace(parameters=[*inherited.parameters.values(), *ours])
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        del given["self"]
+        chosen = {name: given.pop(name, default) for name, default in options.items()}
+        parent.__init__(self, **given)  # type: ignore[misc]
+        self.register_to_config(**chosen)
+        self._check_options()
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
+
+
+def mirrored(method: Callable[..., Any], parent_method: Callable[..., Any]) -> Callable[..., Any]:
+    """`method` under the signature of `parent_method`: pipelines look for `eta`, `generator`, `sigmas`
+    there.
+    """
+
+    @functools.wraps(parent_method)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(self, *args, **kwargs)
+
+    return forward
+
+
+def takes_anything(method: Callable[..., Any]) -> bool:
+    """Whether a method's signature ends in `**kwargs`, so that it says nothing about what it accepts."""
+    kinds = {parameter.kind for parameter in inspect.signature(method).parameters.values()}
+    return inspect.Parameter.VAR_KEYWORD in kinds
