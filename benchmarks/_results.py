@@ -20,10 +20,8 @@ def environment() -> dict[str, str]:
 
     import dmkit
 
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )  # fmt: skip
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    cpu = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "unknown")
     return {
         "dmkit": dmkit.__version__,
         "torch": torch.__version__,
@@ -34,31 +32,28 @@ def environment() -> dict[str, str]:
 
 
 class Cells:
-    """A JSON file {"about": …, "environment": …, "cells": {key: figures}}, safe for several processes at once."""
+    """A JSON file {"about", "environment", "cells": {key: figures}} that several processes may write at once."""
 
     def __init__(self, name: str, about: Mapping[str, Any]):
         self.path = RESULTS / f"{name}.json"
         self._about = dict(about)
 
-    def _update(self, change: Callable[[dict[str, Any]], None]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = self.path.with_suffix(".lock")
-        with lock.open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            content = load_json(self.path) if self.path.exists() else {"cells": {}}
-            content |= {"about": self._about, "environment": environment()}
-            change(content["cells"])
-            content["cells"] = dict(sorted(content["cells"].items()))
-            save_json(self.path, content)
-
     def read(self) -> dict[str, Any]:
         return load_json(self.path)["cells"] if self.path.exists() else {}
+
+    def record(self, key: str, figures: Any) -> None:
+        """Writes one cell, whatever other processes write meanwhile."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            cells = dict(sorted({**self.read(), key: figures}.items()))
+            save_json(self.path, {"about": self._about, "environment": environment(), "cells": cells})
 
     def once(self, key: str, measure: Callable[[], Any]) -> Any:
         """The figures under `key`; measured and written only if they are not there yet."""
         if (known := self.read().get(key)) is not None:
             return known
         figures = measure()
-        self._update(lambda cells: cells.update({key: figures}))
+        self.record(key, figures)
         print(f"{self.path.stem}: {key}: {figures}", flush=True)
         return figures

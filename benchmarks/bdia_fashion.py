@@ -1,9 +1,9 @@
 """BDIA on the shipped `fashion` model: reconstruction of 64 held-out images, and few-step sampling.
 
-Reconstruction: DDIM inversion, EDICT, and BDIA at gamma 0.5 / 0.94 / 1 / 1 bit-exact, at 10, 20, 50, 100 steps, with
-the network in float32 and float16 (float16 kernels are slow on a CPU: the network's input and output are rounded to
-half precision and its weights are half-precision values, the arithmetic between is float32). Figures: worst absolute
-error, PSNR, network calls, peak memory above the loaded model.
+Reconstruction: DDIM inversion, EDICT, and BDIA at gamma 0.5 / 0.94 / 1 / 1 bit-exact, at 10, 20, 50, 100
+steps, with the network in float32 and float16 (float16 kernels are slow on a CPU: the network's input and
+output are rounded to half precision and its weights are half-precision values, the arithmetic between is
+float32). Figures: worst absolute error, PSNR, network calls, peak memory above the loaded model.
 
 Sampling: Fréchet distance of DDIM, BDIA (gamma 0.5 and 1) and O-BELM at 10 and 20 network calls, three seeds.
 

@@ -25,9 +25,11 @@ def main() -> None:
             subprocess.run([sys.executable, "-c", statement], check=True)
             seconds[name].append(time.perf_counter() - start)
     base = statistics.median(seconds["diffusers"])
-    cells = Cells("import_time", {"statements": STATEMENTS, "rounds": ROUNDS, "figure": "median ratio to diffusers"})
+    cells = Cells(
+        "import_time", {"statements": STATEMENTS, "rounds": ROUNDS, "figure": "median ratio to diffusers"}
+    )
     for name, times in seconds.items():
-        cells._update(lambda c, n=name, t=times: c.update({n: round(statistics.median(t) / base, 4)}))
+        cells.record(name, round(statistics.median(times) / base, 4))
     print(cells.read())
 
 

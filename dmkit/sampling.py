@@ -54,11 +54,13 @@ def sample_batch(
     shape = (len(generators), unet.config.in_channels, height, width)
     scheduler.set_timesteps(num_inference_steps, device=parameter.device)
     sample = randn_tensor(shape, generator=generators, device=parameter.device, dtype=parameter.dtype)
-    sample = sample * scheduler.init_noise_sigma
+    # Flow-matching schedulers start from plain noise and do not scale the input: they have neither name.
+    sample = sample * getattr(scheduler, "init_noise_sigma", 1.0)
+    scale = getattr(scheduler, "scale_model_input", lambda x, _: x)
     known = accepted(scheduler.step, {"generator": generators, **step_arguments})
     timesteps = scheduler.timesteps
     for i, t in enumerate(timesteps):
-        output = unet(scheduler.scale_model_input(sample, t), t).sample
+        output = unet(scale(sample, t), t).sample
         sample = scheduler.step(output, t, sample, **known).prev_sample
         if on_step is not None:
             on_step(i + 1, len(timesteps))
@@ -84,7 +86,8 @@ def generate(
         seeds: one seed an image.
         prompt: for text-to-image pipelines, the text that all images share.
         on_step: called after each step with (steps done, steps in all).
-        arguments: for text-to-image pipelines, passed to the pipeline (`guidance_scale`, `negative_prompt`, …).
+        arguments: for text-to-image pipelines, passed to the pipeline (`guidance_scale`, `negative_prompt`,
+            …).
 
     Returns:
         Images (len(seeds), C, H, W) in [-1, 1], float32, on the CPU.

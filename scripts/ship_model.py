@@ -1,8 +1,10 @@
-"""Makes a zoo entry of a trained unconditional pipeline: half-precision weights, held-out examples, measured card.
+"""Makes a zoo entry of a trained unconditional pipeline: half-precision weights, held-out examples, measured
+card.
 
     python scripts/ship_model.py outputs/fashion --name fashion --recipe scripts/recipes/fashion.yaml
 
-Half precision is shipped only if the Fréchet distance does not move: both are measured here, on the same seeds.
+Half precision is shipped only if the Fréchet distance does not move: both are measured here, on the same
+seeds.
 """
 
 from __future__ import annotations
@@ -62,8 +64,12 @@ def main(
     run: Annotated[Path, typer.Argument(help="The output folder of the training.", exists=True)],
     name: Annotated[str, typer.Option(help="Name in the zoo.")],
     recipe: Annotated[Path, typer.Option(exists=True)],
-    description: Annotated[str, typer.Option()] = "Clothes: a pixel diffusion model of Fashion-MNIST at 32x32, in grey.",
-    limits: Annotated[str, typer.Option()] = "low resolution and grey; prints and lettering on clothes are only hinted at.",
+    description: Annotated[
+        str, typer.Option()
+    ] = "Clothes: a pixel diffusion model of Fashion-MNIST at 32x32, in grey.",
+    limits: Annotated[
+        str, typer.Option()
+    ] = "low resolution and grey; prints and lettering on clothes are only hinted at.",
     count: Annotated[int, typer.Option(help="Samples for the metric.")] = 2000,
     ddim_steps: Annotated[int, typer.Option()] = 50,
     first_seed: Annotated[int, typer.Option()] = 100_000,
@@ -83,9 +89,13 @@ def main(
             scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
             images = torch.cat(list(generate_batches(pipe, scheduler, ddim_steps, count, seed=first_seed)))
             figures[dtype] = metrics.evaluate_images(images, test, metrics=("frechet",), interval=True)
-        key = next(k for k in figures[torch.float16] if k.startswith("frechet") and not k.endswith("interval"))
+        key = next(
+            k for k in figures[torch.float16] if k.startswith("frechet") and not k.endswith("interval")
+        )
         low, high = figures[torch.float16][f"{key}_interval"]
-        state = load_json(sorted(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-1] / "state.json")
+        state = load_json(
+            sorted(run.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-1] / "state.json"
+        )
         for k in range(examples):
             label = test.label_names[test[k]["labels"]].lower().replace("/", "-").replace(" ", "-")
             save_png(to_pil(test[k]["images"]), folder / "examples" / f"{k:02d}-{label}.png")

@@ -62,6 +62,11 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if (self.dataset_name is None) == (self.train_data_dir is None):
             raise ValueError("Give one of --dataset_name and --train_data_dir.")
+        if self.block_out_channels[-1] % self.attention_head_dim:
+            raise ValueError(
+                f"--attention_head_dim is {self.attention_head_dim}, which does not divide the "
+                f"{self.block_out_channels[-1]} channels of the deepest level."
+            )
 
 
 def build_unet(arguments: ModelArguments, channels: int) -> UNet2DModel:

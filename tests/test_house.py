@@ -27,9 +27,7 @@ def test_import_rules_hold():
 
 
 def test_import_is_light():
-    loaded = python(
-        "import sys, dmkit; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
-    ).split()
+    loaded = python("import sys, dmkit; print(*sorted({m.partition('.')[0] for m in sys.modules}))").split()
     heavy = {"gradio", "transformers", "scipy", "datasets", "accelerate", "peft", "matplotlib", "sklearn"}
     assert not heavy & set(loaded)
 

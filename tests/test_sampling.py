@@ -18,7 +18,9 @@ def test_agrees_with_diffusers_own_loop(pipe):
         batch_size=1, generator=torch.Generator().manual_seed(5), num_inference_steps=4, output_type="np"
     ).images
     ours = generate(pipe, DDIMScheduler.from_config(pipe.scheduler.config), 4, [5])
-    torch.testing.assert_close(ours.permute(0, 2, 3, 1) / 2 + 0.5, torch.from_numpy(theirs), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        ours.permute(0, 2, 3, 1) / 2 + 0.5, torch.from_numpy(theirs), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler])

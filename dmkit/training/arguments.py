@@ -86,7 +86,10 @@ class TrainingArguments:
             raise ValueError(f"--max_train_steps is {self.max_train_steps}; it must be at least 1.")
         if not self.learning_rate > 0:
             raise ValueError(f"--learning_rate is {self.learning_rate}; it must be positive.")
-        for name, known in (("report_to", TRACKERS), ("lr_scheduler", [kind.value for kind in SchedulerType])):
+        for name, known in (
+            ("report_to", TRACKERS),
+            ("lr_scheduler", [kind.value for kind in SchedulerType]),
+        ):
             if (value := getattr(self, name)) not in known:
                 raise unknown_name(f"--{name}", value, known)
         if self.mixed_precision not in ("no", "fp16", "bf16"):

@@ -121,7 +121,6 @@ class Trainer:
                 project_dir=str(self.output), logging_dir=str(self.output / arguments.logging_dir)
             ),
         )
-        self._refuse_what_it_does_not_do()
         set_seed(arguments.seed)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         self.order = DataOrder(
@@ -139,16 +138,14 @@ class Trainer:
         self._prepare()
         self.step = 0
 
-    def _refuse_what_it_does_not_do(self) -> None:
-        if self.accelerator.gradient_accumulation_steps > 1:
-            raise ValueError(
-                "Set accumulation with --gradient_accumulation_steps, not in the accelerate config."
-            )
-
     def _prepare(self) -> None:
         arguments, accelerator, task = self.arguments, self.accelerator, self.task
         task.prepare(accelerator.device)
         self.parameters = task.parameters()
+        if accelerator.gradient_accumulation_steps > 1:
+            raise ValueError("Set accumulation by --gradient_accumulation_steps, not in accelerate's config.")
+        if accelerator.scaler is not None and len(self.parameters) > 1:
+            raise ValueError("One fp16 loss scaler cannot serve several optimisers; use bf16 or no.")
         self.optimizers = {
             phase: torch.optim.AdamW(
                 parameters,
@@ -307,8 +304,8 @@ class Trainer:
                 saved = checkpoints(self.output)
                 raise TrainingError(
                     f"{', '.join(f'{name} is {value}' for name, value in bad.items())} at step {self.step}, "
-                    f"batch {self.step * len(rows) + k} (phase {phase!r}). The weights were not updated with it. "
-                    f"Last good checkpoint: {saved[-1] if saved else 'none yet'}."
+                    f"batch {self.step * len(rows) + k} (phase {phase!r}). The weights were not updated with "
+                    f"it. Last good checkpoint: {saved[-1] if saved else 'none yet'}."
                 )
         prefix = "" if len(self.optimizers) == 1 else f"{phase}/"
         means = {f"{prefix}{name}": sum(row[j] for row in rows) / len(rows) for j, name in enumerate(names)}

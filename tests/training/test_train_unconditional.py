@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "scripts" / "train_unconditional.py")
 COMMON = [
     *("--dataset_name", "digits", "--resolution", "8", "--block_out_channels", "8", "8", "--norm_num_groups", "4"),
+    *("--attention_head_dim", "4"),
     *("--max_train_steps", "8", "--learning_rate", "1e-3", "--lr_warmup_steps", "4", "--use_ema", "True"),
     *("--save_images_epochs", "0", "--report_to", "none", "--dropout", "0.1"),
 ]
