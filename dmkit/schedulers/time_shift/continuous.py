@@ -28,6 +28,10 @@ class ContinuousTimeShift(SigmaTimeShift):
         if key not in ("time_shift_variance", "time_shift_allow_latents", "epsilon_scaling")
     }
 
+    def _check_family(self) -> None:
+        if self.config.time_shift_mode == "level":
+            raise ValueError(f"{type(self).__name__} has no time_shift_mode='level'; use 'label'.")
+
     def _half_width(self, i: int) -> float:
         """Half the window around `sigmas[i + 1]`, in σ."""
         raise NotImplementedError
@@ -48,7 +52,7 @@ class ContinuousTimeShift(SigmaTimeShift):
         label = self._label_of(variance).clamp(centre - half, centre + half)
         if self._label is not None:  # levels stay in strictly decreasing order
             label = torch.minimum(label, self._label * (1 - 1e-6))
-        self.time_shift_trace.append(Shift(centre, label, variance))
+        self.time_shift_trace.append(Shift(self._schedule[i + 1], self._times(label), variance))
         return label
 
     def _sigma(self, label: Tensor) -> Tensor:
@@ -86,7 +90,7 @@ class TimeShiftEDMEulerScheduler(ContinuousTimeShift, EDMEulerScheduler):
         cutoff = 2 * self.config.sigma_data if cutoff == AUTO else cutoff
         return (
             self.config.time_shift_window != 0
-            and not self._copied
+            and not self._off
             and i + 1 < len(self.timesteps)
             and float(self._scheduled_sigmas[i]) > cutoff
         )
@@ -121,8 +125,7 @@ class TimeShiftFlowMatchEulerDiscreteScheduler(ContinuousTimeShift, FlowMatchEul
         return 1.0 if v_0 is None else v_0
 
     def _check_family(self) -> None:
-        if self.config.time_shift_mode == "level":
-            raise ValueError("time_shift_mode='level' is not defined for flow matching; use 'label'.")
+        super()._check_family()
         if self.config.stochastic_sampling and self.config.time_shift_scope == "sample":
             raise ValueError("stochastic_sampling has no form with a level for each sample.")
 

@@ -122,8 +122,7 @@ class TimeShift:
         if not is_real(scaling) or scaling <= -1:
             raise ValueError(f"epsilon_scaling must be a number above -1, got {scaling!r}.")
         self._check_family()
-        self.time_shift_trace: list[Shift] = []
-        self._schedule: list[Any] = []
+        self._begin([])
 
     def _check_window_option(self, window: Any) -> None:
         if not isinstance(window, int) or isinstance(window, bool) or window < 0:
@@ -144,13 +143,17 @@ class TimeShift:
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """The parent's, and a fresh start: no label outlives it."""
         super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
-        self._schedule = self.timesteps.tolist()
+        self._begin(self.timesteps.tolist())
+        self._check_window()
+
+    def _begin(self, schedule: list[Any]) -> None:
+        """The state of a run over `schedule`, the network's times as they are before any shift."""
+        self._schedule = schedule
         self._position: int | None = None
         self._label: Tensor | None = None
         self._delivered = True
-        self._copied = False
-        self.time_shift_trace = []
-        self._check_window()
+        self._off = False
+        self.time_shift_trace: list[Shift] = []
 
     def _check_window(self) -> None:
         window = self.config.time_shift_window
@@ -160,8 +163,8 @@ class TimeShift:
         if strides and window // 2 >= min(strides):
             raise ValueError(
                 f"time_shift_window={window} reaches {window // 2} timesteps to each side, but two "
-                f"neighbours of this grid are {min(strides):g} apart: labels would not stay in order. Use at most "
-                f"{int(min(strides))}, half a stride to each side."
+                f"neighbours of this grid are {min(strides):g} apart: labels would get out of order. At most "
+                f"{int(min(strides))}, half a stride to each side, is sensible."
             )
         if strides and window // 2 > min(strides) / 2:
             warnings.warn(
@@ -186,7 +189,7 @@ class TimeShift:
         begun = self._begun_at(i)
         return (
             self.config.time_shift_window != 0
-            and not self._copied
+            and not self._off
             and begun is not None
             and i + 1 < len(self._schedule)
             and self._schedule[begun] > self._cutoff()
@@ -231,7 +234,7 @@ class TimeShift:
                     "Time-Shift is off for this run.",
                     stacklevel=3,
                 )
-                self._copied = True
+                self._off = True
                 self._forget(i)
         return i
 
@@ -246,7 +249,7 @@ class TimeShift:
         self._label = None
         self.timesteps[i] = self._schedule[i]
 
-    # -- labels of shape (B,), which a pipeline cannot carry: see `per_sample` --------------------------------
+    # -- labels of shape (B,), which a pipeline cannot carry: see `per_sample` -------------------------------
 
     def pending_timesteps(self) -> tuple[Tensor, float] | None:
         """What the network should be told for the next call, (B,), and the scheduled time it stands for."""
@@ -271,6 +274,8 @@ class TimeShift:
     def _measure(self, x: Tensor) -> Tensor:
         """The variance that decides: (B,) for scope "sample", else the batch's mean, 0-d."""
         variance = within_image_variance(x)
+        if not bool(variance.isfinite().all()):
+            raise ValueError(f"The states hold NaN or infinite values after step {self._position}.")
         return variance if self.config.time_shift_scope == "sample" else variance.mean()
 
 
@@ -330,9 +335,10 @@ class DiscreteTimeShift(TimeShift):
                 self._latents = True
                 act = "shifted all the same" if c.time_shift_allow_latents else "not shifted"
                 warnings.warn(
-                    "These look like the unit-variance latents of a variance-preserving model, whose variance "
-                    "is about 1 at every noise level: the published rule has no information there and always "
-                    f"picks the upper edge of its window. States are {act}; time_shift_allow_latents decides.",
+                    "These look like the unit-variance latents of a variance-preserving model, whose "
+                    "variance is about 1 at every noise level: the published rule has no information there "
+                    "and always picks the upper edge of its window. States are "
+                    f"{act}; time_shift_allow_latents decides.",
                     stacklevel=5,
                 )
         return self._latents and not c.time_shift_allow_latents

@@ -11,6 +11,7 @@ Per-sample labels are the same with an `alphas_cumprod` of shape (T, B, 1, …).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -152,6 +153,17 @@ class TimeShiftPNDMScheduler(AlphaTimeShift, PNDMScheduler):
         return_dict: bool = True,
     ) -> Any:
         """As `AlphaTimeShift.step`. `generator` is not used; unconditional pipelines pass one."""
+        if self._schedule and self.counter == 0 and timestep != self._schedule[0]:
+            # The parent counts its starting steps from wherever a run begins, not from the grid's beginning.
+            self._off = True
+            if self.config.time_shift_window != 0:
+                warnings.warn(
+                    "An image-to-image run enters PNDM's grid in the middle, where its places are not known; "
+                    "Time-Shift is off for this run.",
+                    stacklevel=2,
+                )
+        if self._off:
+            return PNDMScheduler.step(self, model_output, timestep, sample, return_dict=return_dict)
         return super().step(model_output, timestep, sample, return_dict=return_dict)
 
     def _runge_kutta(self, i: int) -> bool:
