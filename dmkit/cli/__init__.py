@@ -6,14 +6,41 @@ Every heavy import stands inside the command that needs it, so that `dmkit --hel
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import DmkitError
 from . import demo, evaluate, invert, models, sample, tune
 
+# Of click or of Typer's own copy of it, by Typer's version.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
+
+
+class _OneLineErrors(TyperGroup):
+    """What a user can act on is said in one line, with exit code 2, and not in a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except (typer.Abort, KeyboardInterrupt):
+            message, code = "interrupted", 130
+        except _UsageError as error:
+            message, code = error.format_message(), 2  # type: ignore[attr-defined]
+        except (DmkitError, ValueError, TypeError, OSError) as error:
+            message, code = str(error), 2
+        else:
+            message = ""
+        if message:
+            print("dmkit:", " ".join(message.split()), file=sys.stderr)
+        sys.exit(code)
+
+
 app = typer.Typer(
     name="dmkit",
+    cls=_OneLineErrors,
     help="Better few-step samples and exact inversion for Diffusers models.",
     no_args_is_help=True,
     add_completion=False,
@@ -24,14 +51,11 @@ app.command("models")(models.models)
 app.command("sample")(sample.sample)
 app.command("invert")(invert.invert)
 app.command("evaluate")(evaluate.evaluate)
-app.command("demo")(demo.demo)
 app.add_typer(tune.app, name="tune")
+app.command("demo")(demo.demo)
 
 
 def main() -> None:
-    """Runs the command line; an error that a user can act on is one line, not a traceback."""
-    try:
-        app()
-    except (DmkitError, ValueError, TypeError, OSError) as error:
-        print(f"dmkit: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Runs the command line."""
+    warnings.formatwarning = lambda message, *_, **__: f"dmkit: warning: {' '.join(str(message).split())}\n"
+    app()

@@ -1,16 +1,10 @@
-"""Options and small helpers that several commands share."""
+"""Options that several commands share, and how their text is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 Model: TypeAlias = Annotated[
     str, typer.Argument(help="Zoo name (see `dmkit models`), pipeline folder, or hub id.", show_default=False)
@@ -18,6 +12,15 @@ Model: TypeAlias = Annotated[
 Seed: TypeAlias = Annotated[int, typer.Option(min=0, help="Image k has seed SEED + k.")]
 BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, max=4096, help="Images sampled at once.")]
 Prompt: TypeAlias = Annotated[str | None, typer.Option(help="Text, for text-to-image models.")]
+Reference: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set or folder of pictures to compare with; `:SPLIT` may follow. Zoo models know their own."
+    ),
+]
+Device: TypeAlias = Annotated[
+    str | None, typer.Option(help="Where to compute; cuda if there is one, else cpu.", show_default=False)
+]
 Set: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -33,22 +36,37 @@ TimeShiftCutoff: TypeAlias = Annotated[
 
 
 def names(text: str) -> list[str]:
-    """`a, b,c` -> [a, b, c]."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """`a, b,c` -> [a, b, c], each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def numbers(text: str, what: str, least: int = 1) -> list[int]:
+def numbers(text: str, option: str) -> list[int]:
     """`5,10` -> [5, 10].
 
     Raises:
-        ValueError: something that is not a whole number of at least `least`.
+        ValueError: something that is not a whole number of at least 1; the message names the option.
     """
-    try:
-        values = [int(part) for part in names(text)]
-    except ValueError:
-        raise ValueError(f"{what} takes whole numbers with commas between them, not {text!r}.") from None
-    if not values or min(values) < least:
-        raise ValueError(f"{what} takes whole numbers of at least {least}, not {text!r}.")
+    values = [_value(part) for part in names(text)]
+    if not values or not all(type(value) is int and value >= 1 for value in values):
+        raise ValueError(
+            f"{option} takes whole numbers of at least 1, with commas between them, not {text!r}."
+        )
+    return values
+
+
+def numbers_or_auto(text: str, option: str) -> list[float | str]:
+    """`auto,0,20` -> ["auto", 0, 20].
+
+    Raises:
+        ValueError: something that is neither "auto" nor a number of at least 0; the message names the option.
+    """
+    values = [_value(part) for part in names(text)]
+    if not values or not all(
+        value == "auto" or (type(value) in (int, float) and value >= 0) for value in values
+    ):
+        raise ValueError(
+            f"{option} takes numbers of at least 0, or auto, with commas between them, not {text!r}."
+        )
     return values
 
 
@@ -56,55 +74,26 @@ def _value(text: str) -> Any:
     """A setting as YAML reads it: 40 -> int, 0.5 -> float, true -> bool, anything else stays a string."""
     import yaml
 
-    return yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} cannot be read as a value: {error}") from error
+    try:
+        return float(value) if isinstance(value, str) else value  # 1e-3 is no number to YAML
+    except ValueError:
+        return value
 
 
 def settings(pairs: list[str] | None, **shorthands: str | None) -> dict[str, Any]:
-    """Scheduler settings from `--set KEY=VALUE` and from options of their own that were given."""
+    """Scheduler settings from `--set KEY=VALUE` and from options of their own that were given.
+
+    Raises:
+        ValueError: a pair without a key or an equals sign, or a value that cannot be read.
+    """
     result = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
-        if not equals or not key:
+        if not equals or not key.strip():
             raise ValueError(f"--set takes KEY=VALUE, not {pair!r}.")
         result[key.strip()] = _value(value)
     return result | {key: _value(value) for key, value in shorthands.items() if value is not None}
-
-
-def provenance(**parameters: Any) -> dict[str, Any]:
-    """What is written into a picture's metadata: the parameters and the versions that made it."""
-    import diffusers
-    import torch
-
-    from .. import __version__
-
-    versions = {"dmkit": __version__, "diffusers": diffusers.__version__, "torch": str(torch.__version__)}
-    return {key: value for key, value in parameters.items() if value is not None} | {"versions": versions}
-
-
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's config without Diffusers' bookkeeping keys."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-@contextmanager
-def progress(total: int, label: str) -> Iterator[Any]:
-    """A progress bar; calling the result moves it on by one."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar: Progress
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda *_: bar.advance(task)
-
-
-def fresh_folder(path: Path) -> Path:
-    """Creates a folder for results.
-
-    Raises:
-        ValueError: the path is a file.
-    """
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file; --out takes a folder.")
-    path.mkdir(parents=True, exist_ok=True)
-    return path

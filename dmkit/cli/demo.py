@@ -15,10 +15,13 @@ def demo(
     steps: Annotated[int, typer.Option(min=5, max=100, help="Sampling steps.")] = 10,
     num_images: Annotated[int, typer.Option(min=4, max=64, help="Samples in each grid.")] = 36,
     seed: options.Seed = 0,
+    device: options.Device = None,
 ) -> None:
     """DDIM beside Time-Shift on the same seeds, and a real image inverted by DDIM and by BDIA.
 
-    Example: dmkit demo --out outputs/demo
+    Example:
+
+        dmkit demo --out outputs/demo
     """
     import torch
 
@@ -27,24 +30,25 @@ def demo(
     from ..sampling import generate
     from ..schedulers import encode, invert, reconstruct
     from ..schedulers.registry import build
-    from .invert import errors, expected_size, open_image
+    from . import _work as work
+    from .invert import errors, open_for
 
-    folder = options.fresh_folder(out)
-    pipe = zoo.load("fashion")
-    pipe.set_progress_bar_config(disable=True)
+    folder = work.fresh_folder(out)
+    pipe = work.open_pipeline("fashion", device)
 
+    seeds = range(seed, seed + num_images)
     sheets, labels = [], []
     for name, label in (("ddim", "DDIM"), ("ts-ddim", "Time-Shift DDIM")):
         sampler = build(name, pipe.scheduler.config)
-        with options.progress(steps, label) as advance:
-            images = generate(pipe, sampler, steps, range(seed, seed + num_images), on_step=advance)
+        with work.progress(steps, label) as advance:
+            images = generate(pipe, sampler, steps, seeds, on_step=lambda *_, tick=advance: tick())
         sheets.append(grid(images, scale=2))
-        labels.append(f"{label}, {steps} steps, seeds {seed} to {seed + num_images - 1}")
-    about = options.provenance(model="fashion", steps=steps, seed=seed, num_images=num_images)
+        labels.append(f"{label}, {steps} steps, seeds {seeds[0]} to {seeds[-1]}")
+    about = work.provenance(model="fashion", steps=steps, seed=seed, num_images=num_images)
     samples = save_png(side_by_side(sheets, labels), folder / "samples.png", about)
 
     path = zoo.examples("fashion")[0]
-    original = encode(pipe, open_image(path, *expected_size(pipe)))
+    original = encode(pipe, open_for(pipe, path))
     shown, labels = [to_pil(original[0])], [f"original\n{path.stem}"]
     for method, label in (("ddim", "DDIM inversion"), ("bdia", "BDIA, gamma 1")):
         pair = invert(pipe, latents=original, num_inference_steps=20, method=method)
@@ -57,5 +61,6 @@ def demo(
         shown.append(to_pil(returned[0]))
         labels.append(f"{label}\n{error['psnr_db']:.1f} dB")
     shown = [picture.resize((192, 192), 0) for picture in shown]
+    about = work.provenance(model="fashion", image=path.name, steps=20)
     triptych = save_png(side_by_side(shown, labels), folder / "inversion.png", about)
     typer.echo(f"Look at {samples} and {triptych}.")

@@ -15,12 +15,7 @@ def evaluate(
     schedulers: Annotated[str, typer.Option(help="Samplers with commas between them.")] = "ddim,ts-ddim",
     steps: Annotated[str, typer.Option(help="Step counts with commas between them.")] = "10,20",
     num_images: Annotated[int, typer.Option(min=50, max=100_000, help="Samples for each cell.")] = 2000,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            help="Data set or image folder to compare with; :SPLIT may follow. Zoo models know their own."
-        ),
-    ] = None,
+    reference: options.Reference = None,
     metrics: Annotated[
         str, typer.Option(help="Of frechet, kid, precision_recall, diversity.")
     ] = "frechet,kid",
@@ -30,9 +25,12 @@ def evaluate(
     time_shift_cutoff: options.TimeShiftCutoff = None,
     setting: options.Set = None,
     batch_size: options.BatchSize = 64,
+    device: options.Device = None,
     out: Annotated[Path, typer.Option(help="Folder for the table and the plot.")] = Path("outputs/evaluate"),
 ) -> None:
     """Measure samplers against real images: a Markdown table, JSON, and a plot.
+
+    Fréchet distances compare only at equal numbers of images.
 
     Examples:
 
@@ -42,26 +40,43 @@ def evaluate(
     """
     from .. import zoo
     from .._files import save_json
+    from ..errors import unknown_name
     from ..evaluation import Reference, quality
-    from ..schedulers.registry import build
+    from ..metrics.evaluate import METRICS
+    from ..schedulers.registry import build_all, check_steps
+    from . import _work as work
 
-    pipe = zoo.load(model)
-    pipe.set_progress_bar_config(disable=True)
+    # All that can be refused is refused before the first image is sampled.
+    require_matplotlib()
     chosen = options.settings(
         setting, time_shift_window=time_shift_window, time_shift_cutoff=time_shift_cutoff
     )
+    wanted, counts = options.names(metrics), options.numbers(steps, "--steps")
+    for metric in wanted:
+        if metric not in METRICS:
+            raise unknown_name("metric", metric, METRICS)
+    pipe = work.open_pipeline(model, device)
+    samplers = build_all(options.names(schedulers), pipe.scheduler.config, **chosen)
+    cells = [(count, name, sampler) for count in counts for name, sampler in samplers.items()]
+    for count, name, sampler in cells:
+        check_steps(name, sampler, count)
     against = Reference.load(reference or zoo.reference(model), pipe)
-    wanted = options.names(metrics)
-    samplers = options.names(schedulers)
-    counts = options.numbers(steps, "--steps")
-    built = {name: build(name, pipe.scheduler.config, ignore_foreign=True, **chosen) for name in samplers}
+    folder = work.fresh_folder(out)
+    about = work.provenance(
+        model=model,
+        reference=against.name,
+        num_images=num_images,
+        seed=seed,
+        prompt=prompt,
+        settings=chosen or None,
+    )
     rows: list[dict[str, Any]] = []
-    with options.progress(len(samplers) * len(counts) * num_images, "sampling") as advance:
-        for count in counts:
-            for name in samplers:
+    with work.progress(len(cells) * num_images, "sampling") as advance:
+        for count, name, sampler in cells:
+            with work.delivering(pipe, sampler):
                 figures = quality(
                     pipe,
-                    built[name],
+                    sampler,
                     count,
                     num_images,
                     against,
@@ -71,20 +86,13 @@ def evaluate(
                     prompt=prompt,
                     on_image=advance,
                 )
-                rows.append({"sampler": name, "steps": count, **figures})
-    folder = options.fresh_folder(out)
-    about = options.provenance(
-        model=model,
-        reference=against.name,
-        num_images=num_images,
-        seed=seed,
-        prompt=prompt,
-        settings=chosen or None,
-    )
-    save_json(folder / "results.json", {"about": about, "rows": rows})
+            rows.append({"sampler": name, "steps": count, **figures})
+            save_json(folder / "results.json", {"about": about, "rows": rows})
     table = markdown(rows)
-    (folder / "results.md").write_text(table, encoding="utf-8")
-    plot(rows, folder / "results.png")
+    with work.replacing(folder / "results.md") as draft:
+        draft.write_text(table, encoding="utf-8")
+    with work.replacing(folder / "results.png") as draft:
+        plot(rows, draft)
     typer.echo(table)
     typer.echo(f"results.json, results.md and results.png are in {folder}")
 
@@ -99,20 +107,32 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def require_matplotlib() -> None:
+    """Raises MissingExtraError where matplotlib is not installed."""
+    import importlib.util
+
+    from ..errors import MissingExtraError
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "metrics")
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """The first figure over the number of steps, a line for each sampler."""
-    import matplotlib
+    """Each figure over the number of steps, a line for each sampler; standard errors become error bars."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), constrained_layout=True)
-    metric = next(key for key in rows[0] if key not in ("sampler", "steps"))
-    for name in dict.fromkeys(row["sampler"] for row in rows):
-        mine = [row for row in rows if row["sampler"] == name]
-        axes.plot([row["steps"] for row in mine], [row[metric] for row in mine], marker="o", label=name)
-    axes.set(xlabel="steps", ylabel=metric, xscale="log")
-    axes.set_xticks(sorted({row["steps"] for row in rows}), labels=sorted({row["steps"] for row in rows}))
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    metrics = [key for key in rows[0] if key not in ("sampler", "steps") and not key.endswith("_stderr")]
+    counts = sorted({row["steps"] for row in rows})
+    figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        for name in dict.fromkeys(row["sampler"] for row in rows):
+            mine = sorted((row for row in rows if row["sampler"] == name), key=lambda row: row["steps"])
+            bars = [row.get(f"{metric}_stderr", 0.0) for row in mine]
+            axes.errorbar(
+                [row["steps"] for row in mine], [row[metric] for row in mine], bars, marker="o", label=name
+            )
+        axes.set(xlabel="steps", ylabel=metric, xscale="log")
+        axes.set_xticks(counts, labels=counts)
+        axes.minorticks_off()
+        axes.legend()
+    figure.savefig(path, dpi=150, format="png")

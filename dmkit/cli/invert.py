@@ -10,48 +10,34 @@ import typer
 from . import _options as options
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
+    from torch import Tensor
 
 
-def open_image(path: Path, size: int | tuple[int, int] | None, channels: int) -> Image:
-    """An image file as the model takes it: on white where transparent, cropped to the middle, resized.
+def open_for(pipe: Any, path: Path) -> Image:
+    """An image file as the pipeline takes it: upright, on white, cropped to the middle square, resized.
 
     Raises:
-        ValueError: not a readable image.
+        FileFormatError: not a readable image.
+        ValueError: the model's images are not square.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from ..data.pictures import fit, open_picture
+    from ..evaluation import image_size
 
-    try:
-        picture = ImageOps.exif_transpose(Image.open(path))
-        picture.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} is not an image that can be read: {error}") from error
-    if picture.mode in ("RGBA", "LA", "P", "PA"):
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    picture = open_picture(path)
+    channels, size = image_size(pipe)
     if size is None:
         return picture
-    target = (size, size) if isinstance(size, int) else (size[1], size[0])
-    return picture if picture.size == target else ImageOps.fit(picture, target, Image.Resampling.LANCZOS)
+    if size[0] != size[1]:
+        raise ValueError(f"Images are cropped to squares; this model's are {size[0]}x{size[1]}.")
+    return fit(picture, size[0], channels)
 
 
-def expected_size(pipe: Any) -> tuple[int | None, int]:
-    """(pixels a side, channels) of the images that a pipeline takes; None: any side."""
-    denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    vae = getattr(pipe, "vae", None)
-    if vae is None:
-        return denoiser.config.sample_size, denoiser.config.in_channels
-    side = getattr(denoiser.config, "sample_size", None)
-    return (side * pipe.vae_scale_factor if side else None), vae.config.in_channels
-
-
-def errors(original: torch.Tensor, returned: torch.Tensor) -> dict[str, float]:
+def errors(original: Tensor, returned: Tensor) -> dict[str, float]:
     """How far a reconstruction is off: max-abs error and PSNR in dB, for images in [-1, 1]."""
     from ..metrics import max_abs_error, psnr
 
-    return {"max_abs": float(max_abs_error(returned, original)), "psnr_db": float(psnr(returned, original))}
+    return {"max_abs": max_abs_error(returned, original), "psnr_db": psnr(returned, original)}
 
 
 def invert(
@@ -61,9 +47,12 @@ def invert(
     gamma: Annotated[float, typer.Option(help="BDIA's gamma, 0.92 to 1 for inversion.")] = 1.0,
     method: Annotated[str, typer.Option(help="bdia, or a baseline: ddim, edict.")] = "bdia",
     bitwise: Annotated[bool, typer.Option("--bitwise", help="Bit-exact inversion (gamma = 1).")] = False,
-    prompt: options.Prompt = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What the image shows, for text-to-image models.")
+    ] = None,
     guidance_scale: Annotated[float, typer.Option(help="For text-to-image models.")] = 1.0,
     strength: Annotated[float, typer.Option(help="Part of the noise grid to climb, in (0, 1].")] = 1.0,
+    device: options.Device = None,
     out: Annotated[Path, typer.Option(help="Folder for the pair and the pictures.")] = Path("outputs/invert"),
 ) -> None:
     """Invert an image to noise, bring it back, and say how exactly it came back.
@@ -79,15 +68,15 @@ def invert(
 
         dmkit invert fashion --image boot.png --method ddim
     """
-    from .. import zoo
+    import torch
+
     from ..images import save_png, side_by_side, to_pil
     from ..schedulers import decode, encode, reconstruct
     from ..schedulers import invert as run
+    from . import _work as work
 
-    pipe = zoo.load(model)
-    pipe.set_progress_bar_config(disable=True)
-    picture = open_image(image, *expected_size(pipe))
-    folder = options.fresh_folder(out)
+    pipe = work.open_pipeline(model, device)
+    picture = open_for(pipe, image)
     z_0 = encode(pipe, picture)
     pair = run(
         pipe,
@@ -100,28 +89,35 @@ def invert(
         method=method,
         reversible="bitwise" if bitwise else "algebraic",
     )
-    pair.save_pretrained(folder)
     returned = reconstruct(pipe, pair)
-    found = {"latents": errors(z_0, returned.latents), "bit_equal": bool((z_0 == returned.latents).all())}
+    exact = torch.equal(z_0.to(returned.latents.dtype), returned.latents)
+    found = {"pixels": errors(decode(pipe, z_0), returned.image)}
     if getattr(pipe, "vae", None) is not None:
-        found["pixels"] = errors(decode(pipe, z_0), returned.image)
-    about = options.provenance(
+        found = {"latents": errors(z_0, returned.latents), **found}
+
+    folder = work.fresh_folder(out)
+    pair.save_pretrained(folder)
+    figures = {f"{space}_{key}": value for space, error in found.items() for key, value in error.items()}
+    about = work.provenance(
         model=model,
+        image=image.name,
         method=method,
         steps=steps,
-        gamma=gamma,
+        gamma=gamma if method == "bdia" else None,
         bitwise=bitwise,
         strength=strength,
         prompt=prompt,
-        **found,
+        guidance_scale=guidance_scale if prompt is not None else None,
+        bit_equal=exact,
+        **figures,
     )
-    save_png(to_pil(returned.image[0]), folder / "reconstruction.png", about)
+    after = to_pil(returned.image[0])
+    save_png(after, folder / "reconstruction.png", about)
     scale = max(1, 160 // picture.width)
-    labels = ["original", f"{method}, {steps} steps\nPSNR {found['latents']['psnr_db']:.1f} dB"]
-    shown = [p.resize((p.width * scale, p.height * scale), 0) for p in (picture, to_pil(returned.image[0]))]
+    shown = [p.resize((p.width * scale, p.height * scale), 0) for p in (picture, after)]
+    labels = ["original", f"{method}, {steps} steps\nPSNR {found['pixels']['psnr_db']:.1f} dB"]
     save_png(side_by_side(shown, labels), folder / "comparison.png", about)
-    typer.echo(f"pair and pictures in {folder}")
-    for space, figures in found.items():
-        if isinstance(figures, dict):
-            typer.echo(f"{space}: max error {figures['max_abs']:.3g}, PSNR {figures['psnr_db']:.1f} dB")
-    typer.echo(f"bit for bit the same: {'yes' if found['bit_equal'] else 'no'}")
+    for space, error in found.items():
+        typer.echo(f"{space}: max error {error['max_abs']:.3g}, PSNR {error['psnr_db']:.1f} dB")
+    typer.echo(f"bit for bit the same: {'yes' if exact else 'no'}")
+    typer.echo(f"pair and pictures are in {folder}")

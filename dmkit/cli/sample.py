@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import _options as options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_SHOWN = 64  # images in a sampler's part of the grid
 
 
 def sample(
@@ -16,7 +20,9 @@ def sample(
     scheduler: Annotated[str, typer.Option(help="A sampler's name; see `dmkit models`.")] = "ddim",
     compare: Annotated[
         str | None,
-        typer.Option(help="Several samplers on the same seeds, e.g. ddim,ts-ddim.", show_default=False),
+        typer.Option(
+            help="Several samplers on the same seeds, e.g. ddim,ts-ddim, instead of one.", show_default=False
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 10,
     num_images: Annotated[int, typer.Option(min=1, max=100_000, help="Images for each sampler.")] = 16,
@@ -28,6 +34,7 @@ def sample(
     time_shift_cutoff: options.TimeShiftCutoff = None,
     setting: options.Set = None,
     batch_size: options.BatchSize = 64,
+    device: options.Device = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("outputs/sample"),
 ) -> None:
     """Sample images; each PNG carries the parameters that made it.
@@ -42,46 +49,51 @@ def sample(
     """
     import torch
 
-    from .. import zoo
     from ..images import grid, save_png, side_by_side, to_pil
-    from ..sampling import generate_batches
-    from ..schedulers.registry import build
+    from ..schedulers.registry import build_all, check_steps
+    from . import _work as work
 
     chosen = options.settings(
         setting, time_shift_window=time_shift_window, time_shift_cutoff=time_shift_cutoff
     )
-    pipe = zoo.load(model)
-    pipe.set_progress_bar_config(disable=True)
-    samplers = {
-        name: build(name, pipe.scheduler.config, ignore_foreign=compare is not None, **chosen)
-        for name in options.names(compare or scheduler)
-    }
-    folder = options.fresh_folder(out)
-    text = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
+    pipe = work.open_pipeline(model, device)
+    samplers = build_all(options.names(compare or scheduler), pipe.scheduler.config, **chosen)
+    for name, sampler in samplers.items():
+        check_steps(name, sampler, steps)
+    folder = work.fresh_folder(out)
+    text = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
     text = {key: value for key, value in text.items() if value is not None}
     sheets = []
     for name, sampler in samplers.items():
-        about = options.provenance(
-            model=model,
-            sampler=name,
-            steps=steps,
-            prompt=prompt,
-            **text,
-            scheduler=options.plain(sampler.config),
-        )
-        with options.progress(num_images, name) as advance:
-            shown: list[torch.Tensor] = []
-            batches = generate_batches(
-                pipe, sampler, steps, num_images, seed=seed, batch_size=batch_size, prompt=prompt, **text
-            )
-            for number, image in enumerate(itertools.chain.from_iterable(batches), start=seed):
-                save_png(to_pil(image), folder / name / f"{number:06d}.png", {**about, "seed": number})
-                shown += [image] if len(shown) < 64 else []
-                advance()
+        config = work.plain(sampler.config)
+        about = work.provenance(model=model, sampler=name, steps=steps, **text, scheduler=config)
+        shown: list[Tensor] = []
+        with work.progress(num_images, name) as advance, work.delivering(pipe, sampler):
+            for start in range(seed, seed + num_images, batch_size):
+                seeds = range(start, min(start + batch_size, seed + num_images))
+                images = _batch(pipe, name, sampler, steps, seeds, text, advance)
+                for number, image in zip(seeds, images, strict=True):
+                    save_png(to_pil(image), folder / name / f"{number:06d}.png", {**about, "seed": number})
+                shown += images[: MOST_SHOWN - len(shown)]
         sheets.append(grid(torch.stack(shown), scale=max(1, 64 // shown[0].shape[-1])))
-    labels = [f"{name}, {steps} steps" for name in samplers]
-    about = options.provenance(
-        model=model, samplers=list(samplers), steps=steps, seed=seed, prompt=prompt, **text
+    about = work.provenance(
+        model=model, samplers=list(samplers), steps=steps, seed=seed, num_images=num_images, **text
     )
+    labels = [f"{name}, {steps} steps" for name in samplers]
     sheet = save_png(side_by_side(sheets, labels), folder / "grid.png", about)
     typer.echo(f"{num_images} images for each of {', '.join(samplers)} in {folder}; together in {sheet}")
+
+
+def _batch(
+    pipe: Any, name: str, sampler: Any, steps: int, seeds: range, text: dict[str, Any], advance: Any
+) -> Tensor:
+    """One image a seed; `advance` hears of each step as a part of so many images."""
+    from ..evaluation import check_finite
+    from ..sampling import generate
+
+    if "negative_prompt" in text:  # pipelines want as many as there are prompts
+        text = {**text, "negative_prompt": [text["negative_prompt"]] * len(seeds)}
+    images = generate(
+        pipe, sampler, steps, seeds, on_step=lambda _, total: advance(len(seeds) / total), **text
+    )
+    return check_finite(images, f"{name} at {steps} steps")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,10 +25,12 @@ def time_shift(
     windows: Annotated[str, typer.Option(help="Window widths to try.")] = "0,10,20,40",
     cutoffs: Annotated[str, typer.Option(help="Cut-offs to try.")] = "200,300,400",
     num_images: Annotated[int, typer.Option(min=50, max=100_000, help="Samples for each pair.")] = 500,
-    reference: Annotated[str | None, typer.Option(help="As in `dmkit evaluate`.")] = None,
+    reference: options.Reference = None,
     seed: options.Seed = 0,
+    prompt: options.Prompt = None,
     setting: options.Set = None,
     batch_size: options.BatchSize = 64,
+    device: options.Device = None,
     out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("outputs/tune"),
 ) -> None:
     """Grid search over Time-Shift's window and cut-off; the Fréchet distance decides.
@@ -42,30 +44,60 @@ def time_shift(
     from .. import zoo
     from .._files import save_json
     from ..evaluation import Reference, quality
-    from ..schedulers import tune_time_shift
-    from ..schedulers.registry import build
+    from ..schedulers import registry
+    from ..schedulers.tuning import tune_time_shift
+    from . import _work as work
 
-    if not scheduler.startswith("ts-"):
-        raise ValueError(f"{scheduler!r} has no Time-Shift to tune; did you mean 'ts-{scheduler}'?")
-    pipe = zoo.load(model)
-    pipe.set_progress_bar_config(disable=True)
-    against = Reference.load(reference or zoo.reference(model), pipe)
     chosen = options.settings(setting)
-    tried_windows = options.numbers(windows, "--windows", least=0)
-    tried_cutoffs = options.numbers(cutoffs, "--cutoffs", least=0)
+    tried_windows = options.numbers_or_auto(windows, "--windows")
+    tried_cutoffs = options.numbers_or_auto(cutoffs, "--cutoffs")
+    if "time_shift_window" not in registry.known_settings(scheduler):
+        raise ValueError(f"{scheduler!r} has no Time-Shift to tune; name one that has, such as 'ts-ddim'.")
+    pipe = work.open_pipeline(model, device)
 
-    with options.progress(len(tried_windows) * len(tried_cutoffs) * num_images, "sampling") as advance:
+    def sampler_of(**overrides: Any) -> Any:
+        sampler = registry.build(scheduler, pipe.scheduler.config, **{**chosen, **overrides})
+        registry.check_steps(scheduler, sampler, steps)
+        return sampler
 
-        def distance(**overrides: object) -> float:
-            sampler = build(scheduler, pipe.scheduler.config, **{**chosen, **overrides})
-            figures = quality(
-                pipe, sampler, steps, num_images, against, seed=seed, batch_size=batch_size, on_image=advance
-            )
-            return next(iter(figures.values()))
+    def fits(**overrides: Any) -> float:
+        sampler_of(**overrides)
+        return 0.0
+
+    # A dry run counts the settings, and refuses what does not fit before the first image is sampled.
+    cells = len(tune_time_shift(fits, tried_windows, tried_cutoffs).rows)
+    against = Reference.load(reference or zoo.reference(model), pipe)
+    folder = work.fresh_folder(out)
+    with work.progress(cells * num_images, "sampling") as advance:
+
+        def distance(**overrides: Any) -> float:
+            sampler = sampler_of(**overrides)
+            with work.delivering(pipe, sampler):
+                (figure,) = quality(
+                    pipe,
+                    sampler,
+                    steps,
+                    num_images,
+                    against,
+                    seed=seed,
+                    batch_size=batch_size,
+                    prompt=prompt,
+                    on_image=advance,
+                ).values()
+            return figure
 
         result = tune_time_shift(distance, tried_windows, tried_cutoffs)
-    folder = options.fresh_folder(out)
-    about = options.provenance(model=model, sampler=scheduler, steps=steps, num_images=num_images, seed=seed)
+    about = work.provenance(
+        model=model,
+        sampler=scheduler,
+        steps=steps,
+        num_images=num_images,
+        seed=seed,
+        prompt=prompt,
+        reference=against.name,
+        settings=chosen or None,
+    )
     save_json(folder / "time-shift.json", {"about": about, **result.to_dict()})
     typer.echo(result.table())
-    typer.echo(f"best: {result.best}; written to {folder / 'time-shift.json'}")
+    best = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in result.best.items())
+    typer.echo(f"best: {best}\nThe table is in {folder / 'time-shift.json'}")

@@ -31,19 +31,23 @@ class Sampler:
         what: one line about it.
         settings: config entries that make it what its name says.
         family: the noise schedules that it is for.
+        least_steps: the fewest steps that it can run in.
     """
 
     scheduler: str
     what: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     family: str = VP
+    least_steps: int = 1
 
 
-_BASES = {
+BASES = {
     "ddim": Sampler("DDIMScheduler", "DDIM, deterministic"),
     "ddpm": Sampler("DDPMScheduler", "DDPM, ancestral"),
     "pndm": Sampler("PNDMScheduler", "S-PNDM, linear multistep", {"skip_prk_steps": True}),
-    "f-pndm": Sampler("PNDMScheduler", "F-PNDM, with Runge-Kutta starts", {"skip_prk_steps": False}),
+    "f-pndm": Sampler(
+        "PNDMScheduler", "F-PNDM, with Runge-Kutta starts", {"skip_prk_steps": False}, least_steps=4
+    ),
     "dpm++": Sampler(
         "DPMSolverMultistepScheduler",
         "DPM-Solver++ 2M",
@@ -53,21 +57,23 @@ _BASES = {
     "deis": Sampler("DEISMultistepScheduler", "DEIS"),
     "euler": Sampler("EulerDiscreteScheduler", "Euler in the variance-exploding form"),
 }
-_PREFIXES = {
-    "": ("", {}),
-    "ts-": (" with Time-Shift", {}),
-    "es-": (" with epsilon scaling", {"time_shift_window": 0, "epsilon_scaling": 0.01}),
-    "ts-es-": (" with Time-Shift and epsilon scaling", {"epsilon_scaling": 0.01}),
+PREFIXES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ts-": ("Time-Shift", {}),
+    "es-": ("epsilon scaling", {"time_shift_window": 0, "epsilon_scaling": 0.01}),
+    "ts-es-": ("Time-Shift and epsilon scaling", {"epsilon_scaling": 0.01}),
 }
 SAMPLERS: dict[str, Sampler] = {
-    prefix + name: Sampler(
-        f"TimeShift{base.scheduler}" if prefix else base.scheduler,
-        base.what + suffix,
-        {**base.settings, **settings},
-    )
-    for prefix, (suffix, settings) in _PREFIXES.items()
-    for name, base in _BASES.items()
-} | {
+    **BASES,
+    **{
+        prefix + name: Sampler(
+            f"TimeShift{base.scheduler}",
+            f"{base.what}; {addition}",
+            {**base.settings, **settings},
+            least_steps=base.least_steps,
+        )
+        for prefix, (addition, settings) in PREFIXES.items()
+        for name, base in BASES.items()
+    },
     "bdia": Sampler("BDIADDIMScheduler", "BDIA-DDIM, reversible", {"gamma": 0.5}),
     "bdia-dpm": Sampler(
         "BDIADPMSolverMultistepScheduler",
@@ -153,3 +159,20 @@ def build_all(names: Iterable[str], config: Mapping[str, Any], **overrides: Any)
         if key not in known:
             raise unknown_name(f"setting of {', '.join(names)}", key, known)
     return {name: build(name, config, ignore_foreign=True, **overrides) for name in names}
+
+
+def check_steps(name: str, scheduler: Any, num_inference_steps: int) -> None:
+    """Raises what the scheduler that `build` gave would raise at its first step, before anything is sampled.
+
+    Raises:
+        ValueError: too few or too many steps, or settings that do not fit them; the message says which
+            sampler.
+    """
+    if num_inference_steps < (least := find(name).least_steps):
+        raise ValueError(f"{name} takes at least {least} steps, not {num_inference_steps}.")
+    if scheduler.config.get("use_dynamic_shifting"):
+        return  # its grid depends on the size of the image, which the pipeline knows
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except ValueError as error:
+        raise ValueError(f"{name} at {num_inference_steps} steps: {error}") from error

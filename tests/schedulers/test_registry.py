@@ -44,7 +44,7 @@ def test_the_models_schedule_is_taken_over(name):
         assert config[key] == own.config[key]
 
 
-@pytest.mark.parametrize("base", registry._BASES)
+@pytest.mark.parametrize("base", registry.BASES)
 def test_prefixes_mean_what_they_say(unet, base):
     """A prefixed sampler with both parts off is its base; each prefix turns its own part on."""
     config, off = CONFIGS[registry.VP], {"time_shift_window": 0, "epsilon_scaling": 0.0}
@@ -109,6 +109,30 @@ def test_several_share_the_settings_that_they_know():
 def test_samplers_of_another_family_are_refused(name, family):
     with pytest.raises(ValueError, match=f"{name!r} is for .* noise schedules; this model's is {family} "):
         build(name, CONFIGS[family])
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "message"),
+    [
+        ("f-pndm", 3, "f-pndm takes at least 4 steps, not 3"),
+        ("ts-f-pndm", 3, "ts-f-pndm takes at least 4 steps, not 3"),
+        ("bdia", 1, "bdia at 1 steps: num_inference_steps must be at least 2"),
+        ("ddim", 1001, "ddim at 1001 steps: .*cannot be larger than"),
+    ],
+)
+def test_steps_that_cannot_be_run_are_refused_beforehand(name, steps, message):
+    scheduler = build(name, CONFIGS[registry.VP])
+    with pytest.raises(ValueError, match=message):
+        registry.check_steps(name, scheduler, steps)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_fewest_steps_can_be_run(unet, name):
+    sampler = SAMPLERS[name]
+    steps = max(sampler.least_steps, 2)
+    scheduler = build(name, CONFIGS[sampler.family])
+    registry.check_steps(name, scheduler, steps)
+    drawn(unet, scheduler, steps)
 
 
 def test_the_list_of_names_is_light():
