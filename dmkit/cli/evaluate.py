@@ -118,10 +118,13 @@ def require_matplotlib() -> None:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Each figure over the number of steps, a line for each sampler; standard errors become error bars."""
+    """Each metric over the number of steps, a line for each sampler, with its standard error and, where it is
+    known, the real images' own value.
+    """
     from matplotlib.figure import Figure
 
-    metrics = [key for key in rows[0] if key not in ("sampler", "steps") and not key.endswith("_stderr")]
+    beside = ("sampler", "steps"), ("_stderr", "_reference")
+    metrics = [key for key in rows[0] if key not in beside[0] and not key.endswith(beside[1])]
     counts = sorted({row["steps"] for row in rows})
     figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
@@ -131,6 +134,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes.errorbar(
                 [row["steps"] for row in mine], [row[metric] for row in mine], bars, marker="o", label=name
             )
+        if f"{metric}_reference" in rows[0]:
+            axes.axhline(rows[0][f"{metric}_reference"], color="grey", linestyle="--", label="real images")
         axes.set(xlabel="steps", ylabel=metric, xscale="log")
         axes.set_xticks(counts, labels=counts)
         axes.minorticks_off()

@@ -52,6 +52,9 @@ def invert(
     ] = None,
     guidance_scale: Annotated[float, typer.Option(help="For text-to-image models.")] = 1.0,
     strength: Annotated[float, typer.Option(help="Part of the noise grid to climb, in (0, 1].")] = 1.0,
+    max_amplification: Annotated[
+        float, typer.Option(help="Largest growth of rounding errors (gamma^-steps) that is accepted.")
+    ] = 1e3,
     device: options.Device = None,
     out: Annotated[Path, typer.Option(help="Folder for the pair and the pictures.")] = Path("outputs/invert"),
 ) -> None:
@@ -88,6 +91,7 @@ def invert(
         strength=strength,
         method=method,
         reversible="bitwise" if bitwise else "algebraic",
+        max_amplification=max_amplification,
     )
     returned = reconstruct(pipe, pair)
     exact = torch.equal(z_0.to(returned.latents.dtype), returned.latents)
