@@ -32,7 +32,9 @@ def environment() -> dict[str, str]:
 
 
 class Cells:
-    """A JSON file {"about", "environment", "cells": {key: figures}} that several processes may write at once."""
+    """A JSON file {"about", "environment", "cells": {key: figures}} that several processes may write at
+    once.
+    """
 
     def __init__(self, name: str, about: Mapping[str, Any]):
         self.path = RESULTS / f"{name}.json"

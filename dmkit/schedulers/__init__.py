@@ -18,6 +18,7 @@ __all__, __getattr__ = exports(
         ),
         "time_shift.continuous": ("TimeShiftEDMEulerScheduler", "TimeShiftFlowMatchEulerDiscreteScheduler"),
         "time_shift.per_sample": ("per_sample_timesteps",),
+        "tuning": ("TimeShiftTuning", "tune_time_shift"),
         "bdia.ddim": ("BDIADDIMScheduler", "BDIADDIMInverseScheduler"),
         "bdia.flow": ("BDIAFlowMatchEulerDiscreteScheduler", "BDIAFlowMatchEulerDiscreteInverseScheduler"),
         "bdia.edm": ("BDIAEDMScheduler",),

@@ -16,7 +16,7 @@ from .mixin import AUTO, Shift, TimeShift
 from .search import edm_sigma, flow_sigma, flow_turning_point, is_real
 from .sigma import SigmaTimeShift
 
-AUTO_FRACTION = 0.3  # of the step that led to the state, to each side
+AUTO_FRACTION = 0.3  # of the neighbouring step, on each side
 
 
 class ContinuousTimeShift(SigmaTimeShift):
@@ -32,9 +32,15 @@ class ContinuousTimeShift(SigmaTimeShift):
         if self.config.time_shift_mode == "level":
             raise ValueError(f"{type(self).__name__} has no time_shift_mode='level'; use 'label'.")
 
-    def _half_width(self, i: int) -> float:
-        """Half the window around `sigmas[i + 1]`, in σ."""
-        raise NotImplementedError
+    def _reach(self, i: int) -> tuple[float, float]:
+        """How far below and above `sigmas[i + 1]` the window reaches, in σ."""
+        fraction = self._fraction()
+        before, here, after = self._scheduled_sigmas[i : i + 3].tolist()
+        return fraction * (here - after), fraction * (before - here)
+
+    def _fraction(self) -> float:
+        """The reach to each side as a fraction of the step on that side, so that levels stay in order."""
+        return AUTO_FRACTION
 
     def _label_of(self, variance: Tensor) -> Tensor:
         raise NotImplementedError
@@ -47,9 +53,9 @@ class ContinuousTimeShift(SigmaTimeShift):
         if not self._may_shift(i):
             return None
         centre = float(self._scheduled_sigmas[i + 1])
-        half = self._half_width(i)
+        below, above = self._reach(i)
         variance = self._measure(x)
-        label = self._label_of(variance).clamp(centre - half, centre + half)
+        label = self._label_of(variance).clamp(centre - below, centre + above)
         if self._label is not None:  # levels stay in strictly decreasing order
             label = torch.minimum(label, self._label * (1 - 1e-6))
         self.time_shift_trace.append(Shift(self._schedule[i + 1], self._times(label), variance))
@@ -66,7 +72,7 @@ class TimeShiftEDMEulerScheduler(ContinuousTimeShift, EDMEulerScheduler):
     """EDM's Euler sampler with Time-Shift: σ_s = sqrt(max(var - v_0, 0)) within the window.
 
     Karras grids have no common stride, so `time_shift_window` is the full width of the window as a fraction
-    of the step in σ that led to the state, in [0, 2) (`"auto"`: 0.6), and `time_shift_cutoff` is a σ
+    of the neighbouring steps in σ, in [0, 2) (`"auto"`: 0.6), and `time_shift_cutoff` is a σ
     (`"auto"`: 2 sigma_data, where the data's own variance begins to hide the noise's). v_0 is
     `time_shift_data_variance`, or sigma_data². The other arguments are `EDMEulerScheduler`'s and those of
     `TimeShift`.
@@ -95,10 +101,9 @@ class TimeShiftEDMEulerScheduler(ContinuousTimeShift, EDMEulerScheduler):
             and float(self._scheduled_sigmas[i]) > cutoff
         )
 
-    def _half_width(self, i: int) -> float:
+    def _fraction(self) -> float:
         window = self.config.time_shift_window
-        fraction = AUTO_FRACTION if window == AUTO else window / 2
-        return fraction * float(self._scheduled_sigmas[i] - self._scheduled_sigmas[i + 1])
+        return AUTO_FRACTION if window == AUTO else window / 2
 
     def _label_of(self, variance: Tensor) -> Tensor:
         v_0 = self.config.time_shift_data_variance
@@ -142,11 +147,12 @@ class TimeShiftFlowMatchEulerDiscreteScheduler(ContinuousTimeShift, FlowMatchEul
     def _grid_sigma(self, i: int) -> float:
         return self._schedule[i] / self.config.num_train_timesteps
 
-    def _half_width(self, i: int) -> float:
+    def _reach(self, i: int) -> tuple[float, float]:
         window = self.config.time_shift_window
         if window == AUTO:
-            return AUTO_FRACTION * (self._grid_sigma(i) - self._grid_sigma(i + 1))
-        return window / 2 / self.config.num_train_timesteps
+            return super()._reach(i)
+        half = window / 2 / self.config.num_train_timesteps
+        return half, half
 
     def _label_of(self, variance: Tensor) -> Tensor:
         return flow_sigma(variance, self._v_0())

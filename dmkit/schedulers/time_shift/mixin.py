@@ -178,9 +178,15 @@ class TimeShift:
         return i
 
     def _stride(self, i: int) -> float:
+        """The smaller of the strides before and after the state that call `i` produces."""
         begun = self._begun_at(i)
         assert begun is not None
-        return self._schedule[begun] - self._schedule[i + 1]
+        before = self._schedule[begun] - self._schedule[i + 1]
+        return (
+            min(before, self._schedule[i + 1] - self._schedule[i + 2])
+            if i + 2 < len(self._schedule)
+            else before
+        )
 
     def _may_shift(self, i: int) -> bool:
         """Whether the state that call `i` produces may be shifted: not the last one, and above the

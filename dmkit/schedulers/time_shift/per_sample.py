@@ -25,7 +25,7 @@ def _replace(scheduler: Any, model: nn.Module, args: tuple[Any, ...], kwargs: di
             f"The model's batch of {len(sample)} is no multiple of the run's {len(labels)} images."
         )
     # Some pipelines pass the timestep divided by 1000: the labels get what the scheduled timestep got.
-    scale = passed.flatten()[0].item() / scheduled
+    scale = passed.flatten()[0].item() / scheduled if scheduled else 1.0
     # Classifier-free guidance stacks whole batches, so labels repeat, not interleave.
     tiled = (labels * scale).repeat(len(sample) // len(labels)).to(sample.device, passed.dtype)
     if in_kwargs:

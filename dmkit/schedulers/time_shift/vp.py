@@ -103,7 +103,9 @@ class AlphaTimeShift(DiscreteTimeShift):
             self.alphas_cumprod = true
 
     def _scaled(self, output: Tensor, sample: Tensor, i: int, b: float) -> Tensor:
-        abar = self._level(self._schedule[i] if self._label is None else self._label, sample)
+        # What the network was told: a label of each image's own, or what stands in the timesteps.
+        own = self._label is not None and self._label.ndim > 0
+        abar = self._level(self._label if own else int(self.timesteps[i]), sample)  # type: ignore[arg-type]
         kind, channels = self.config.prediction_type, sample.shape[1]
         scaled = scale_epsilon(output[:, :channels], sample, abar**0.5, (1 - abar) ** 0.5, kind, b)
         # A learned variance rides behind the prediction and is left alone.
@@ -153,7 +155,7 @@ class TimeShiftPNDMScheduler(AlphaTimeShift, PNDMScheduler):
         return_dict: bool = True,
     ) -> Any:
         """As `AlphaTimeShift.step`. `generator` is not used; unconditional pipelines pass one."""
-        if self._schedule and self.counter == 0 and timestep != self._schedule[0]:
+        if self.counter == 0 and timestep in self._schedule[1:] and timestep != self._schedule[0]:
             # The parent counts its starting steps from wherever a run begins, not from the grid's beginning.
             self._off = True
             if self.config.time_shift_window != 0:
@@ -165,6 +167,9 @@ class TimeShiftPNDMScheduler(AlphaTimeShift, PNDMScheduler):
         if self._off:
             return PNDMScheduler.step(self, model_output, timestep, sample, return_dict=return_dict)
         return super().step(model_output, timestep, sample, return_dict=return_dict)
+
+    def _stride(self, i: int) -> float:
+        return self.config.num_train_timesteps // self.num_inference_steps
 
     def _runge_kutta(self, i: int) -> bool:
         return i < len(self.prk_timesteps)

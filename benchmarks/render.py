@@ -1,0 +1,169 @@
+"""Renders the committed result files to tables and plots: docs/results/*.json -> *.md, *.png. Nothing by
+hand.
+
+python benchmarks/render.py
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib
+from _results import RESULTS
+
+from dmkit._files import load_json
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FRECHET = "frechet_efficientnet_lite0"
+NAMES = {
+    "plain": "plain",
+    "label": "Time-Shift, label",
+    "level": "Time-Shift, level",
+    "marginal": "Time-Shift, marginal",
+    "epsilon": "epsilon scaling",
+}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean} (one seed)"
+
+
+def number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list):
+        return " / ".join(number(v) for v in value)
+    return "" if value is None else str(value)
+
+
+def head(content: dict[str, Any], title: str) -> str:
+    made = ", ".join(f"{k} {v}" for k, v in content["environment"].items())
+    return f"# {title}\n\n{content['about'].get('what', '')}\n\nMade with {made}.\n\n"
+
+
+def time_shift_fashion(content: dict[str, Any]) -> str:
+    """Fréchet distance by family and steps, a row a variant; and a plot."""
+    by_cell: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+    for key, figures in content["cells"].items():
+        if key.startswith("quality/"):
+            _, steps, family, variant, _ = key.split("/")
+            by_cell.setdefault((int(steps), family, variant), []).append(figures)
+    steps = sorted({cell[0] for cell in by_cell})
+    families = [f for f in ("ddim", "ddpm", "pndm", "dpm++") if any(cell[1] == f for cell in by_cell)]
+    text = head(content, "Time-Shift on `fashion`")
+    text += (
+        "Fréchet distance (EfficientNet-Lite0 features, not FID) of 2,000 samples to the 10,000 test images, "
+        "mean ± standard deviation over seeds that the settings were not tuned on; lower is better.\n\n"
+    )
+    for family in families:
+        rows = []
+        for variant in NAMES:
+            cells = [by_cell.get((s, family, variant)) for s in steps]
+            if any(cells):
+                found = [spread([c[FRECHET] for c in cell]) if cell else "" for cell in cells]
+                rows.append([NAMES[variant], *found])
+        text += f"## {family}\n\n" + table(["", *(f"{s} steps" for s in steps)], rows) + "\n"
+    text += "## All figures\n\n"
+    rows = []
+    for (s, family, variant), cell in sorted(by_cell.items()):
+        means = [statistics.mean(c[k] for c in cell) for k in cell[0] if k != "settings"]
+        setting = ", ".join(
+            f"{k.removeprefix('time_shift_')} {number(v)}" for k, v in cell[0]["settings"].items()
+        )
+        rows.append([s, family, variant, len(cell), *(f"{m:.4g}" for m in means), setting])
+    names = [k.replace("_efficientnet_lite0", "") for k in next(iter(by_cell.values()))[0] if k != "settings"]
+    text += table(["steps", "family", "variant", "seeds", *names, "tuned settings"], rows)
+    figure, axes = plt.subplots(
+        1, len(families), figsize=(4 * len(families), 3.6), sharey=True, squeeze=False
+    )
+    for axis, family in zip(axes[0], families, strict=True):
+        for variant in NAMES:
+            measured = [s for s in steps if (s, family, variant) in by_cell]
+            points = [(s, [c[FRECHET] for c in by_cell[s, family, variant]]) for s in measured]
+            if points:
+                axis.errorbar(
+                    [s for s, _ in points],
+                    [statistics.mean(v) for _, v in points],
+                    [statistics.stdev(v) if len(v) > 1 else 0 for _, v in points],
+                    marker="o", capsize=3, label=NAMES[variant],
+                )  # fmt: skip
+        axis.set(title=family, xscale="log", yscale="log", xlabel="steps")
+        axis.set_xticks(steps, labels=steps)
+        axis.minorticks_off()
+    axes[0][0].set_ylabel("Fréchet distance (EfficientNet-Lite0)")
+    axes[0][-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "time_shift_fashion.png", dpi=120)
+    plt.close(figure)
+    return text + "\n![Fréchet distance over steps](time_shift_fashion.png)\n"
+
+
+def bdia_fashion(content: dict[str, Any]) -> str:
+    text = head(content, "BDIA on `fashion`")
+    cells = content["cells"]
+    text += (
+        "## Reconstruction of 64 held-out images\n\nThrough an unmodified pipeline; calls are up + down.\n\n"
+    )
+    for network in ("float32", "float16"):
+        rows = []
+        for key, c in cells.items():
+            if key.startswith(f"reconstruction/{network}/"):
+                steps, name = key.split("/")[2:]
+                if "refused" in c:
+                    rows.append([int(steps), name, "refused", "", "", "", ""])
+                else:
+                    psnr = "exact" if c["bit_equal"] else f"{c['psnr_db']:.1f}"
+                    rows.append([int(steps), name, f"{c['max_abs']:.2g}", psnr, c["std_of_code"],
+                                 " + ".join(map(str, c["calls"])), c["peak_mib"]])  # fmt: skip
+        if rows:
+            header = ["steps", "method", "largest error", "PSNR dB", "std of z_N", "calls", "peak MiB"]
+            text += f"### {network} network\n\n" + table(header, sorted(rows, key=lambda r: r[0])) + "\n"
+    found: dict[tuple[int, str], list[float]] = {}
+    for key, c in cells.items():
+        if key.startswith("sampling/"):
+            _, steps, name, _ = key.split("/")
+            found.setdefault((int(steps), name), []).append(c[FRECHET])
+    if found:
+        text += "## Sampling at equal network calls\n\n"
+        text += "Fréchet distance (EfficientNet-Lite0) of 2,000 samples.\n\n"
+        text += table(
+            ["calls", "sampler", "distance"], [[s, n, spread(v)] for (s, n), v in sorted(found.items())]
+        )
+    return text
+
+
+def generic(content: dict[str, Any], title: str) -> str:
+    """One row a cell, one table for each kind of cell."""
+    text = head(content, title)
+    groups: dict[tuple[str, ...], list[list[str]]] = {}
+    for key, figures in content["cells"].items():
+        figures = figures if isinstance(figures, dict) else {"value": figures}
+        groups.setdefault(tuple(figures), []).append([key, *map(number, figures.values())])
+    return text + "\n".join(table(["", *columns], rows) for columns, rows in groups.items())
+
+
+def main() -> None:
+    special = {"time_shift_fashion": time_shift_fashion, "bdia_fashion": bdia_fashion}
+    for path in sorted(RESULTS.glob("*.json")):
+        content = load_json(path)
+        title = path.stem.replace("_", " ").capitalize()
+        text = special[path.stem](content) if path.stem in special else generic(content, title)
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+        print(f"{path.stem}: {len(content['cells'])} cells")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Runs every benchmark and renders the results; what is in docs/results already is not measured again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ORDER = (
+    "import_time",
+    "time_shift_controlled",
+    "bdia_controlled",
+    "bdia_fashion",
+    "time_shift_fashion",
+    "render",
+)
+
+if __name__ == "__main__":
+    for name in ORDER:
+        print(f"== {name}", flush=True)
+        subprocess.run([sys.executable, str(HERE / f"{name}.py")], check=True)
