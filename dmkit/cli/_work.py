@@ -19,12 +19,15 @@ def open_pipeline(model: str, device: str | None) -> Any:
         FileFormatError: a folder that is not a whole pipeline, or lacks weights.
     """
     import torch
-    from diffusers.utils import logging
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
     from .. import zoo
     from ..errors import FileFormatError
 
-    logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # it remarks on image processors that nothing here uses
     try:
         pipe: Any = zoo.load(model)
     except (AttributeError, RuntimeError, TypeError, ImportError) as error:
