@@ -1,13 +1,13 @@
 """Modules that are in `sys.modules` from the start but run only when one of their names is read.
 
-Diffusers resolves the class of a saved component from modules that are *already imported*, by the full name of
-the defining module. Several of Diffusers' own scheduler modules import scipy at the top. A deferred module
-satisfies both wishes: `import dmkit` is enough for `DiffusionPipeline.from_pretrained` to find our classes, and
-costs next to nothing.
+Diffusers resolves the class of a saved component from modules that are *already imported*, by the full name
+of the defining module. Several of Diffusers' own scheduler modules import scipy at the top. A deferred module
+satisfies both wishes: `import dmkit` is enough for `DiffusionPipeline.from_pretrained` to find our classes,
+and costs next to nothing.
 
 The standard library's `LazyLoader` is not used because its modules run on *any* attribute read: whoever scans
-`sys.modules` (`inspect.getmodule` does, and PyTorch calls it while it is being imported itself) would run ours in
-the middle of somebody else's import. Here `__file__`, `__spec__` and the like are plain attributes.
+`sys.modules` (`inspect.getmodule` does, and PyTorch calls it while it is being imported itself) would run
+ours in the middle of somebody else's import. Here `__file__`, `__spec__` and the like are plain attributes.
 """
 
 from __future__ import annotations

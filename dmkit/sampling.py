@@ -104,6 +104,8 @@ def generate(
             raise ValueError(f"{type(pipe).__name__} is unconditional: it takes no {', '.join(arguments)}.")
         images = sample_batch(pipe.unet, scheduler, num_inference_steps, seeds, on_step=on_step)
         return images.float().clamp(-1, 1).cpu()
+    # Pipelines want as many negative prompts as prompts.
+    arguments = {k: [v] * len(seeds) if isinstance(v, str) else v for k, v in arguments.items()}
     original, pipe.scheduler = pipe.scheduler, scheduler
 
     def report(_pipe: Any, done: int, _timestep: Any, state: dict[str, Any]) -> dict[str, Any]:

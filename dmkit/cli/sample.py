@@ -91,8 +91,6 @@ def _batch(
     from ..evaluation import check_finite
     from ..sampling import generate
 
-    if "negative_prompt" in text:  # pipelines want as many as there are prompts
-        text = {**text, "negative_prompt": [text["negative_prompt"]] * len(seeds)}
     images = generate(
         pipe, sampler, steps, seeds, on_step=lambda _, total: advance(len(seeds) / total), **text
     )

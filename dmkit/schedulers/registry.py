@@ -74,7 +74,10 @@ SAMPLERS: dict[str, Sampler] = {
         for prefix, (addition, settings) in PREFIXES.items()
         for name, base in BASES.items()
     },
-    "bdia": Sampler("BDIADDIMScheduler", "BDIA-DDIM, reversible", {"gamma": 0.5}),
+    # On a "leading" grid the last step is far shorter than the one before it, where gamma should be near 0.
+    "bdia": Sampler(
+        "BDIADDIMScheduler", "BDIA-DDIM, reversible", {"gamma": 0.5, "timestep_spacing": "trailing"}
+    ),
     "bdia-dpm": Sampler(
         "BDIADPMSolverMultistepScheduler",
         "DPM-Solver++ 2M with BDIA's correction",

@@ -114,12 +114,12 @@ def load(model: str, **arguments: Any) -> DiffusionPipeline:
 
     folder = Path(model)
     if not folder.is_dir() and model.count("/") == 1:
-        return DiffusionPipeline.from_pretrained(model, **arguments)
+        return DiffusionPipeline.from_pretrained(model, use_safetensors=True, **arguments)
     if not folder.is_dir():
         folder = Path(path(model))
     if not (folder / "model_index.json").is_file():
         raise FileFormatError(f"{folder} is not a Diffusers pipeline: it has no model_index.json.")
     try:
         return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **arguments)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise FileFormatError(f"The pipeline in {folder} cannot be loaded: {error}") from error

@@ -137,7 +137,7 @@ class TimeShiftFlowMatchEulerDiscreteScheduler(ContinuousTimeShift, FlowMatchEul
     def _may_shift(self, i: int) -> bool:
         cutoff = self.config.time_shift_cutoff
         v_0, steps = self._v_0(), self.config.num_train_timesteps
-        if self.config.time_shift_window == 0 or self._copied or i + 1 >= len(self.timesteps):
+        if self.config.time_shift_window == 0 or self._off or i + 1 >= len(self.timesteps):
             return False
         here, new = self._grid_sigma(i), self._grid_sigma(i + 1)
         if cutoff == AUTO:

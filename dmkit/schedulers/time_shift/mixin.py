@@ -321,7 +321,9 @@ class DiscreteTimeShift(TimeShift):
             return None
         scheduled, half = self._schedule[i + 1], self._half_window(i)
         variance = self._measure(x)
-        if self._looks_like_latents(variance, round(scheduled)):
+        # Level mode measures the state before the step.
+        measured = self._schedule[self._begun_at(i)] if self.config.time_shift_mode == "level" else scheduled  # type: ignore[index]
+        if self._looks_like_latents(variance, round(measured)):
             return None
         label = nearest_level(variance, self._levels, round(scheduled), half)
         if self._label is not None:  # labels stay in strictly decreasing order
@@ -329,13 +331,13 @@ class DiscreteTimeShift(TimeShift):
         self.time_shift_trace.append(Shift(scheduled, label, variance))
         return label
 
-    def _looks_like_latents(self, variance: Tensor, centre: int) -> bool:
+    def _looks_like_latents(self, variance: Tensor, timestep: int) -> bool:
         """True if shifting has to stop: where v_0 is near 1, every state has variance near 1."""
         c = self.config
         if c.time_shift_variance == "noise" and not self._latents:
             # `scaled_linear` is latent diffusion's own schedule; elsewhere v_0 = (var - (1 - ᾱ)) / ᾱ tells,
             # once ᾱ is large enough for exposure bias in var not to pass for v_0.
-            abar = float(self.alphas_cumprod[centre])
+            abar = float(self.alphas_cumprod[timestep])
             measured = abar >= 0.35 and (float(variance.mean()) - (1 - abar)) / abar > 0.8
             if measured or c.beta_schedule == "scaled_linear":
                 self._latents = True

@@ -134,9 +134,9 @@ class TimeShiftEulerDiscreteScheduler(DiscreteSigmaTimeShift, EulerDiscreteSched
         v_0 = self.config.time_shift_data_variance if self.config.time_shift_variance == "marginal" else 0.0
         return (1 - abar) / abar + v_0
 
-    def _looks_like_latents(self, variance: Tensor, centre: int) -> bool:
+    def _looks_like_latents(self, variance: Tensor, timestep: int) -> bool:
         # A variance-exploding state of variance σ² + v_0 shrinks to (σ² + v_0) ᾱ.
-        return super()._looks_like_latents(variance * float(self.alphas_cumprod[centre]), centre)
+        return super()._looks_like_latents(variance * float(self.alphas_cumprod[timestep]), timestep)
 
     def _preserving(self, sample: Tensor, alpha: Tensor) -> Tensor:
         return sample * alpha
