@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from dmkit import data, metrics, zoo
 from dmkit.sampling import generate_batches
@@ -49,8 +50,9 @@ def quality(
     `sampler` is a name of the registry, with settings after an @: `bdia@gamma=0.5`.
     """
     sampler, _, inline = sampler.partition("@")
-    pairs = dict(part.split("=") for part in inline.split(",") if part)
-    settings |= {key: float(value) for key, value in pairs.items()}
+    settings |= {
+        key: yaml.safe_load(value) for key, value in (part.split("=") for part in inline.split(",") if part)
+    }
     pipe = model(name)
     scheduler = build(sampler, pipe.scheduler.config, **settings)
     images = torch.cat(list(generate_batches(pipe, scheduler, steps, count, seed=1_000_000 * seed)))

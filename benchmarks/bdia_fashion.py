@@ -5,7 +5,8 @@ steps, with the network in float32 and float16 (float16 kernels are slow on a CP
 output are rounded to half precision and its weights are half-precision values, the arithmetic between is
 float32). Figures: worst absolute error, PSNR, network calls, peak memory above the loaded model.
 
-Sampling: Fréchet distance of DDIM, BDIA (gamma 0.5 and 1) and O-BELM at 10 and 20 network calls, three seeds.
+Sampling: Fréchet distance of DDIM, BDIA (gamma 0.5 and 1; on a trailing grid unless it says leading) and
+O-BELM at 10 and 20 network calls, three seeds.
 
     python benchmarks/bdia_fashion.py [reconstruction|sampling]
 """
@@ -36,6 +37,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "bdia 1 bit-exact": {"gamma": 1.0, "reversible": "bitwise"},
 }
 STEPS = (10, 20, 50, 100)
+SAMPLERS = (
+    "ddim",
+    "obelm",
+    "bdia@gamma=0.5,timestep_spacing=leading",
+    "ddim@timestep_spacing=trailing",
+    "bdia@gamma=0.5",
+    "bdia@gamma=1.0",
+)
 
 
 def held_out() -> torch.Tensor:
@@ -112,7 +121,7 @@ def main() -> None:
 
         for seed in (1, 2, 3):
             for steps in (10, 20):
-                for name in ("ddim", "bdia@gamma=0.5", "bdia@gamma=1.0", "obelm"):
+                for name in SAMPLERS:
                     key = f"sampling/{steps}/{name}/seed{seed}"
                     cells.once(key, lambda n=name, s=steps, k=seed: quality("fashion", n, s, seed=k))
 

@@ -19,6 +19,7 @@ Time-Shift class and with its parent in turn, both in one process; medians of th
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -222,7 +223,7 @@ def main() -> None:
     if "quality" in parts:
         quality(cells)
     if "overhead" in parts:
-        for name in sorted(n for n in dmkit.schedulers.__all__ if n.startswith("TimeShift")):
+        for name in sorted(n for n in dmkit.schedulers.__all__ if re.fullmatch("TimeShift.*Scheduler", n)):
             cells.once(f"overhead/{name}", lambda n=name: overhead(n))
 
 

@@ -35,7 +35,7 @@ class ContinuousTimeShift(SigmaTimeShift):
     def _reach(self, i: int) -> tuple[float, float]:
         """How far below and above `sigmas[i + 1]` the window reaches, in σ."""
         fraction = self._fraction()
-        before, here, after = self._scheduled_sigmas[i : i + 3].tolist()
+        before, here, after = self._scheduled_sigmas[i : i + 3]
         return fraction * (here - after), fraction * (before - here)
 
     def _fraction(self) -> float:
@@ -52,7 +52,7 @@ class ContinuousTimeShift(SigmaTimeShift):
     def _choose(self, i: int, x: Tensor) -> Tensor | None:
         if not self._may_shift(i):
             return None
-        centre = float(self._scheduled_sigmas[i + 1])
+        centre = self._scheduled_sigmas[i + 1]
         below, above = self._reach(i)
         variance = self._measure(x)
         label = self._label_of(variance).clamp(centre - below, centre + above)
@@ -98,7 +98,7 @@ class TimeShiftEDMEulerScheduler(ContinuousTimeShift, EDMEulerScheduler):
             self.config.time_shift_window != 0
             and not self._off
             and i + 1 < len(self.timesteps)
-            and float(self._scheduled_sigmas[i]) > cutoff
+            and self._scheduled_sigmas[i] > cutoff
         )
 
     def _fraction(self) -> float:
@@ -169,7 +169,7 @@ class TimeShiftFlowMatchEulerDiscreteScheduler(ContinuousTimeShift, FlowMatchEul
         # x + (σ' - σ_s) v = [x + (σ_i - σ_s) v] + (σ' - σ_i) v.
         i = self._position + 1 if self._position is not None else 0
         own = self._label.to(sample.device, torch.float32).view(-1, *[1] * (sample.ndim - 1))
-        moved = sample.float() + (float(self._scheduled_sigmas[i]) - own) * model_output.float()
+        moved = sample.float() + (self._scheduled_sigmas[i] - own) * model_output.float()
         return super().step(model_output, timestep, moved, *args, **kwargs)
 
     def _write(self, k: int, label: Tensor) -> None:

@@ -37,7 +37,7 @@ class SigmaTimeShift(TimeShift):
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """The parent's, and a fresh start: no label outlives it."""
         super().set_timesteps(*args, **kwargs)
-        self._scheduled_sigmas = self.sigmas.clone()
+        self._scheduled_sigmas: list[float] = self.sigmas.tolist()
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The parent's step; the output also has `shifted_timesteps`, the label of the state it returns (None
