@@ -448,7 +448,7 @@ def test_refusals_are_one_line(command, options, message, tiny_pipeline, picture
     [
         ("fashoin", r"Unknown zoo model 'fashoin'\. Did you mean 'fashion'\?"),
         ("empty", r"empty is not a Diffusers pipeline: it has no model_index\.json"),
-        ("foreign", r"The pipeline foreign cannot be loaded: .*NoSuchPipeline"),
+        ("foreign", r"The pipeline in foreign cannot be loaded: .*NoSuchPipeline"),
         ("truncated", r"The pipeline in truncated cannot be loaded"),
         ("deeper", r"The pipeline deeper lacks weights that its configuration calls for"),
         ("owner/name", r"owner/name"),

@@ -121,5 +121,6 @@ def load(model: str, **arguments: Any) -> DiffusionPipeline:
         raise FileFormatError(f"{folder} is not a Diffusers pipeline: it has no model_index.json.")
     try:
         return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **arguments)
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, TypeError, ImportError) as error:
+        # A missing file, a class that does not exist, weights of another shape: Diffusers raises each its way.
         raise FileFormatError(f"The pipeline in {folder} cannot be loaded: {error}") from error

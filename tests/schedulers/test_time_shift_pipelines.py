@@ -175,14 +175,16 @@ def test_labels_are_tiled_for_guidance_and_the_hook_leaves_nothing_behind(text_p
     hooks = len(text_pipe.unet._forward_pre_hooks)
     options = {"time_shift_scope": "sample", "time_shift_allow_latents": True, "time_shift_cutoff": 0}
     text_pipe.scheduler = TimeShiftDDIMScheduler.from_config(text_pipe.scheduler.config, **options)
+    latents = torch.tensor([0.6, 1.0, 1.4]).view(3, 1, 1, 1) * torch.randn(3, 4, 8, 8)
+    call = {"num_inference_steps": 10, "guidance_scale": 4.0, "output_type": "latent", "latents": latents}
     with warnings.catch_warnings(), per_sample_timesteps(text_pipe.unet, text_pipe.scheduler):
         warnings.simplefilter("ignore")
         seen, spy = spied(text_pipe, text_pipe.unet)
         with spy:
-            text_pipe(
-                ["a cat", "a dog", "a fox"], num_inference_steps=10, guidance_scale=4.0, output_type="pt"
-            )
-    for got, shift in zip(seen[1:], text_pipe.scheduler.time_shift_trace, strict=True):
+            text_pipe(["a cat", "a dog", "a fox"], **call)
+    trace = text_pipe.scheduler.time_shift_trace
+    assert any(shift.label.unique().numel() > 1 for shift in trace)
+    for got, shift in zip(seen[1:], trace, strict=True):
         assert got == shift.label.tolist() * 2  # [uncond, cond]: repeated, not interleaved
     assert len(text_pipe.unet._forward_pre_hooks) == hooks
     with torch.no_grad():

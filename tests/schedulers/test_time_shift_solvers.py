@@ -189,7 +189,7 @@ def test_pndm_shifts_completed_steps(fourth_order_start, mode):
     """Times that a step only tries (S-PNDM's first, the stages of F-PNDM's starts) are not shifted; of a
     start from a shifted state the middle stages are half way to its end.
     """
-    options = {"time_shift_window": 40, "time_shift_cutoff": 300, "time_shift_mode": mode}
+    options = {"time_shift_window": 98, "time_shift_cutoff": 300, "time_shift_mode": mode}
     settings_ = {"skip_prk_steps": not fourth_order_start, "set_alpha_to_one": True}
     scheduler, seen = ours("TimeShiftPNDMScheduler", **settings_, **options), []
     x = sample(scheduler, X, 10, seen=seen)
@@ -215,7 +215,7 @@ def test_pndm_shifts_completed_steps(fourth_order_start, mode):
         return transfer(x, combined, abar[start], to)
 
     tau = list(range(900, -1, -100))
-    expected, _ = algorithm_3(X, tau, (1 - abar).tolist(), step, 40, 300, mode)
+    expected, _ = algorithm_3(X, tau, (1 - abar).tolist(), step, 98, 300, mode)
     assert seen == called
     torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
 
