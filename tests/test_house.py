@@ -33,7 +33,7 @@ def test_import_is_light():
 
 
 def test_import_runs_no_more_than_diffusers_ddim():
-    """Beyond what `from diffusers import DDIMScheduler` loads, `import dmkit` runs only a few small modules."""
+    """Beyond what `from diffusers import DDIMScheduler` loads, `import dmkit` runs a few small modules."""
     extra = python(
         "import sys, torch\nfrom diffusers import DDIMScheduler\nbefore = set(sys.modules)\nimport dmkit\n"
         "print(*sorted(m for m in set(sys.modules) - before if not m.startswith('dmkit')))"
@@ -64,7 +64,7 @@ def test_every_public_name_resolves():
 def test_unknown_zoo_model_suggests_the_near_one():
     from dmkit import zoo
 
-    with pytest.raises(ValueError, match="Unknown zoo model 'fashon'. Did you mean 'fashion'"):
+    with pytest.raises(ValueError, match=r"Unknown zoo model 'fashon'\. Did you mean 'fashion'"):
         zoo.path("fashon")
 
 

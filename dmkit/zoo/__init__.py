@@ -122,5 +122,5 @@ def load(model: str, **arguments: Any) -> DiffusionPipeline:
     try:
         return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **arguments)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, TypeError, ImportError) as error:
-        # A missing file, a class that does not exist, weights of another shape: Diffusers raises each its way.
+        # A missing file, a class that does not exist, weights of another shape: each raises its own.
         raise FileFormatError(f"The pipeline in {folder} cannot be loaded: {error}") from error
