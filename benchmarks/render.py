@@ -44,6 +44,8 @@ def number(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {number(v)}" for key, v in value.items())
     if isinstance(value, list):
         return " / ".join(number(v) for v in value)
     return "" if value is None else str(value)
@@ -159,7 +161,7 @@ def main() -> None:
     special = {"time_shift_fashion": time_shift_fashion, "bdia_fashion": bdia_fashion}
     for path in sorted(RESULTS.glob("*.json")):
         content = load_json(path)
-        title = path.stem.replace("_", " ").capitalize()
+        title = path.stem.replace("_", " ").capitalize().replace("Bdia", "BDIA")
         text = special[path.stem](content) if path.stem in special else generic(content, title)
         path.with_suffix(".md").write_text(text, encoding="utf-8")
         print(f"{path.stem}: {len(content['cells'])} cells")
