@@ -173,7 +173,7 @@ def test_labels_are_tiled_for_guidance_and_the_hook_leaves_nothing_behind(text_p
     with torch.no_grad():
         before = text_pipe.unet(x, t, hidden).sample
     hooks = len(text_pipe.unet._forward_pre_hooks)
-    options = {"time_shift_scope": "sample", "time_shift_allow_latents": True, "time_shift_cutoff": 0}
+    options = {"time_shift_scope": "sample", "time_shift_allow_latents": True, "clip_sample": False}
     text_pipe.scheduler = TimeShiftDDIMScheduler.from_config(text_pipe.scheduler.config, **options)
     latents = torch.tensor([0.6, 1.0, 1.4]).view(3, 1, 1, 1) * torch.randn(3, 4, 8, 8)
     call = {"num_inference_steps": 10, "guidance_scale": 4.0, "output_type": "latent", "latents": latents}

@@ -44,7 +44,7 @@ def randn(*shape, seed=0, dtype=torch.float64):
 
 
 ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-V_0 = 0.2
+V_0 = 0.05
 
 
 def net(x, t):
@@ -52,7 +52,7 @@ def net(x, t):
     t = torch.as_tensor(t, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1)).clamp(0, 999)
     abar = torch.lerp(ABAR[t.floor().long()], ABAR[t.ceil().long()], t.frac())
     straight = x.double() * (1 - abar).sqrt() / (abar * V_0 + 1 - abar)
-    return (straight + 0.1 * torch.tanh(x.double().roll(1, -1) + 0.002 * t)).to(x.dtype)
+    return (straight + 0.03 * torch.tanh(x.double().roll(1, -1) + 0.002 * t)).to(x.dtype)
 
 
 class Denoiser(torch.nn.Module):
@@ -78,6 +78,13 @@ def sample(scheduler, x, steps, network=net, seen=None, **step_arguments):
         model_input = scale(x, t)
         x = scheduler.step(network(model_input, t), t, x, **step_arguments).prev_sample
     return x
+
+
+def states(*variances, seed=5):
+    """Start states of exactly these variances: around 1, so that labels fall inside their windows too."""
+    x = randn(len(variances), 2, 4, 4, seed=seed).flatten(1)
+    x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
+    return (x * torch.tensor(variances, dtype=x.dtype).sqrt()[:, None]).view(-1, 2, 4, 4)
 
 
 def image_variances(x):
