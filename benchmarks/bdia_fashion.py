@@ -97,10 +97,11 @@ def reconstruction(network: str, name: str, steps: int) -> dict[str, Any]:
             latents = reconstruct(pipe, pair).latents
         except ValueError as error:
             return {"refused": str(error)}
+    exact = bool(torch.equal(latents, images.double()))
     return {
         "max_abs": float(max_abs_error(latents, images.double())),
-        "psnr_db": round(float(psnr(latents, images.double())), 1),
-        "bit_equal": bool(torch.equal(latents, images.double())),
+        "psnr_db": None if exact else round(float(psnr(latents, images.double())), 1),
+        "bit_equal": exact,
         "std_of_code": round(float(pair.z_T.std()), 3),
         "calls": [inversion_calls, calls[0]],
         "peak_mib": round(memory.mib, 1),
