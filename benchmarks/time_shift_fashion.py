@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 5, 20, 50])
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument(
         "--shard", default="0/1", help="K/N: this process does every N-th family and variant."
@@ -95,19 +96,18 @@ def main() -> None:
     cells = Cells(
         "time_shift_fashion", {"what": __doc__.strip().splitlines()[0], "data_variance": v_0, "samples": 2000}
     )
-    mine = list(itertools.product(arguments.families, VARIANTS))[shard::shards]
+    mine = list(itertools.product(arguments.families, arguments.variants))[shard::shards]
     for steps, seed, (family, variant) in itertools.product(arguments.steps, arguments.seeds, mine):
         choice = tune(cells, family, variant, v_0)
         chosen = settings(variant, steps, choice, v_0)
         name = sampler(family, variant)
-        figures = cells.once(
+        cells.once(
             f"quality/{steps}/{family}/{variant}/seed{seed}",
             lambda n=name, k=steps, s=seed, c=chosen: {
                 **quality("fashion", n, k, seed=s, **c),
                 "settings": c,
             },
         )
-        del figures
     summary(cells)
 
 
