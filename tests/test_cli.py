@@ -23,7 +23,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "cli.md"
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     """An empty folder to work in, with a cache of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -31,9 +31,9 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small_zoo(workplace, tiny_pipeline, monkeypatch):
+def small_zoo(workdir, tiny_pipeline, monkeypatch):
     """A zoo whose `fashion` is the untrained 8x8 pipeline, measured against the digits."""
-    home = workplace / "zoo"
+    home = workdir / "zoo"
     shutil.copytree(tiny_pipeline, home / "fashion")
     (home / "fashion" / "README.md").write_text("---\ndataset: digits\n---\n# fashion\n\nUntrained.\n")
     example = to_pil(data.load("digits", split="test")[0]["images"])
@@ -56,8 +56,8 @@ def fashion():
 
 
 @pytest.fixture
-def picture(workplace):
-    path = workplace / "boot.png"
+def picture(workdir):
+    path = workdir / "boot.png"
     to_pil(data.load("digits", split="test", resolution=20)[1]["images"]).save(path)
     return path
 
@@ -436,11 +436,11 @@ REFUSED = {
     ("command", "options", "message"),
     [(command, *case) for command, cases in REFUSED.items() for case in cases],
 )
-def test_refusals_are_one_line(command, options, message, tiny_pipeline, picture, workplace, monkeypatch):
-    monkeypatch.setenv("DMKIT_DATA", str(workplace / "nothing"))
-    monkeypatch.setattr("dmkit.data.fashion.SYSTEM_FOLDER", workplace / "nothing")
+def test_refusals_are_one_line(command, options, message, tiny_pipeline, picture, workdir, monkeypatch):
+    monkeypatch.setenv("DMKIT_DATA", str(workdir / "nothing"))
+    monkeypatch.setattr("dmkit.data.fashion.SYSTEM_FOLDER", workdir / "nothing")
     assert re.search(message, refusal(*command.split(), tiny_pipeline, *options.split()))
-    assert not [path for path in (workplace / "outputs").rglob("*") if path.is_file()]
+    assert not [path for path in (workdir / "outputs").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(
@@ -454,15 +454,15 @@ def test_refusals_are_one_line(command, options, message, tiny_pipeline, picture
         ("owner/name", r"owner/name"),
     ],
 )
-def test_models_that_cannot_be_loaded(model, message, small_zoo, workplace):
+def test_models_that_cannot_be_loaded(model, message, small_zoo, workdir):
     for folder in ("foreign", "truncated", "deeper"):
-        shutil.copytree(small_zoo / "fashion", workplace / folder)
-    (workplace / "empty").mkdir()
-    index = workplace / "foreign" / "model_index.json"
+        shutil.copytree(small_zoo / "fashion", workdir / folder)
+    (workdir / "empty").mkdir()
+    index = workdir / "foreign" / "model_index.json"
     index.write_text(index.read_text().replace("DDPMPipeline", "NoSuchPipeline"))
-    weights = workplace / "truncated" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = workdir / "truncated" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
-    config = workplace / "deeper" / "unet" / "config.json"
+    config = workdir / "deeper" / "unet" / "config.json"
     config.write_text(config.read_text().replace('"layers_per_block": 1', '"layers_per_block": 2'))
     result = CliRunner().invoke(app, ["sample", model], catch_exceptions=False)
     assert result.exit_code == 2
@@ -477,12 +477,12 @@ def test_other_pipelines_are_named(tiny_pipeline, monkeypatch):
     assert "DDPMPipeline is neither text-to-image nor" in refusal("sample", tiny_pipeline)
 
 
-def test_images_that_are_not_finite_are_refused(tiny_pipeline, workplace):
+def test_images_that_are_not_finite_are_refused(tiny_pipeline, workdir):
     pipe = zoo.load(str(tiny_pipeline))
     torch.nn.init.constant_(pipe.unet.conv_out.bias, float("nan"))
     pipe.save_pretrained("broken")
     assert "ddim at 10 steps gave images with NaN or infinite values" in refusal("sample", "broken")
-    assert not list(workplace.rglob("*.png"))
+    assert not list(workdir.rglob("*.png"))
 
 
 @pytest.mark.parametrize("content", [b"not a picture", None])
