@@ -10,10 +10,11 @@ help:
 	@echo "make demo   sample and invert with the shipped model; pictures in outputs/demo/"
 	@echo "make test   the test suite"
 	@echo "make lint   ruff, mypy, import rules"
-	@echo "make bench  reproduce the measured tables of docs/results (slow)"
+	@echo "make bench  measure the tables of docs/results again, into outputs/results (hours)"
 	@echo "make data   fetch the data sets that training and benchmarks need"
 
-# torch goes first and pinned: left to itself, pip takes a CUDA build of several gigabytes.
+# torch goes first and exact, so that no other package chooses its version. A CPU build that is wanted instead of
+# the index's default must be there already: python3 -m venv .venv, install it, then make.
 $(VENV)/.user: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
@@ -41,7 +42,7 @@ data: $(VENV)/.developer
 	$(PY) -m dmkit.data.fetch
 
 bench: data
-	$(PY) benchmarks/run.py
+	DMKIT_RESULTS=outputs/results $(PY) benchmarks/run.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,6 +1,6 @@
 """Makes a zoo entry of a training checkpoint: half-precision weights, held-out examples, a measured card.
 
-    python scripts/ship_model.py outputs/fashion/checkpoint-6000 --name fashion \\
+    python scripts/ship_model.py outputs/fashion/checkpoint-8000 --name fashion \\
         --recipe scripts/recipes/fashion.yaml
 
 The averaged weights are shipped. What half precision costs is measured on the same seeds and written in the

@@ -15,6 +15,8 @@ from diffusers.optimization import SchedulerType
 
 from ..errors import unknown_name
 
+# `piecewise_constant` needs rules that there is no argument for.
+SCHEDULES = [kind.value for kind in SchedulerType if kind.value != "piecewise_constant"]
 TRACKERS = ("none", "all", *LOGGER_TYPE_TO_CLASS)
 
 
@@ -77,7 +79,17 @@ class TrainingArguments:
             "logging_steps": 1,
         }
         at_least |= dict.fromkeys(
-            ["lr_warmup_steps", "checkpointing_steps", "save_images_epochs", "save_model_epochs", "seed"], 0
+            [
+                *(
+                    "lr_warmup_steps",
+                    "checkpointing_steps",
+                    "save_images_epochs",
+                    "save_model_epochs",
+                    "seed",
+                ),
+                *("max_grad_norm", "dataloader_num_workers"),
+            ],
+            0,
         )
         for name, least in at_least.items():
             if (value := getattr(self, name)) < least:
@@ -88,10 +100,12 @@ class TrainingArguments:
             raise ValueError(f"--learning_rate is {self.learning_rate}; it must be positive.")
         for name, known in (
             ("report_to", TRACKERS),
-            ("lr_scheduler", [kind.value for kind in SchedulerType]),
+            ("lr_scheduler", SCHEDULES),
         ):
             if (value := getattr(self, name)) not in known:
                 raise unknown_name(f"--{name}", value, known)
+        if self.mixed_precision is False:  # what YAML makes of a bare `no`
+            self.mixed_precision = "no"
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f"--mixed_precision is {self.mixed_precision!r}; known: no, fp16, bf16.")
         if self.checkpoints_total_limit is not None and self.checkpoints_total_limit < 1:

@@ -38,7 +38,25 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 # What must not change between a run and its continuation, or it would silently be another run.
-EXACTNESS = ("seed", "train_batch_size", "gradient_accumulation_steps")
+# `max_train_steps` may grow, to train further; a schedule that decays then goes another way from there on.
+EXACTNESS = (
+    "seed",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler",
+    "lr_warmup_steps",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_weight_decay",
+    "adam_epsilon",
+    "max_grad_norm",
+    "use_ema",
+    "ema_inv_gamma",
+    "ema_power",
+    "ema_max_decay",
+    "mixed_precision",
+)
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -49,6 +67,11 @@ def checkpoints(output: Path) -> list[Path]:
         if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))
     ]
     return [path for _, path in sorted(found)]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def find_checkpoint(output: Path, wanted: str | None) -> Path | None:
@@ -98,7 +121,8 @@ def save_checkpoint(trainer: Trainer) -> None:
                 },
             )
         if arguments.checkpoints_total_limit:
-            for old in checkpoints(trainer.output)[: -arguments.checkpoints_total_limit]:
+            mine = [path for path in checkpoints(trainer.output) if step_of(path) <= trainer.step]
+            for old in mine[: -arguments.checkpoints_total_limit]:
                 remove_folder(old)
     accelerator.wait_for_everyone()
 
@@ -114,6 +138,15 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> None:
         raise FileFormatError(
             f"{folder} has checkpoint format {state.get('format')}; this version reads {FORMAT}."
         )
+    try:
+        _restore(trainer, folder, state)
+    except FileFormatError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FileFormatError(f"{folder} does not fit this run's model or task: {error!r}") from error
+
+
+def _restore(trainer: Trainer, folder: Path, state: dict[str, Any]) -> None:
     now = {key: getattr(trainer.arguments, key) for key in EXACTNESS}
     # The global batch is what fixes data order and draws: two processes of 32 may go on as one of 64.
     now["train_batch_size"] *= trainer.accelerator.num_processes
@@ -147,7 +180,7 @@ def load_checkpoint(trainer: Trainer, folder: Path) -> None:
 
 def _load_module(kind: type[nn.Module], folder: Path) -> nn.Module:
     try:
-        return kind.from_pretrained(folder, torch_dtype=torch.float32)  # type: ignore[attr-defined]
+        return kind.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)  # type: ignore[attr-defined]
     except Exception as error:
         raise FileFormatError(f"{folder} is missing, truncated or not a {kind.__name__}: {error}") from error
 
@@ -166,6 +199,8 @@ def save_into(output: Path, write: Callable[[Path], None]) -> None:
     draft = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=output))
     try:
         write(draft)
+        # What makes the folder a pipeline goes first and comes back last: nothing half new can be loaded.
+        (output / "model_index.json").unlink(missing_ok=True)
         for entry in sorted(
             draft.iterdir(), key=lambda path: (path.name == "model_index.json", path.is_file())
         ):

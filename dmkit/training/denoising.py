@@ -42,11 +42,11 @@ def loss_weights(alphas_cumprod: Tensor, prediction_type: str, snr_gamma: float 
     Without `snr_gamma` the weight is 1 for ε and v, and the SNR for x_0 (Salimans & Ho 2022: the same as 1
     for ε).
     """
+    if snr_gamma is None and prediction_type != "sample":
+        return torch.ones_like(alphas_cumprod)
     snr = alphas_cumprod.double() / (1 - alphas_cumprod.double())
     in_x0 = snr if snr_gamma is None else snr.clamp(max=snr_gamma)
     per_type = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}
-    if snr_gamma is None and prediction_type == "v_prediction":
-        return torch.ones_like(snr).float()
     return (in_x0 / per_type[prediction_type]).float()
 
 

@@ -1,7 +1,8 @@
 """Gradient rules: how the named losses of a step become the gradients of the parameters.
 
-A rule sees the losses of one micro-batch and must leave `parameter.grad` accumulated, as `Tensor.backward`
-does. Clipping, accumulation, mixed precision and the optimiser step stay with the trainer.
+A rule sees the losses of one micro-batch and calls `accelerator.backward` exactly once, which leaves
+`parameter.grad` accumulated, scaled, and averaged over the processes. Clipping, accumulation, mixed precision
+and the optimiser step stay with the trainer.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .._files import sweep_unfinished
 from ..errors import TrainingError
 from .arguments import TrainingArguments
-from .checkpoint import checkpoints, find_checkpoint, load_checkpoint, save_checkpoint, save_into
+from .checkpoint import checkpoints, find_checkpoint, load_checkpoint, save_checkpoint, save_into, step_of
 from .randomness import DataOrder, Draws, derive_seed
 from .rules import GradientRule, sum_losses
 
@@ -55,7 +55,8 @@ class Task:
     Attributes:
         modules: the trained modules by name. The trainer replaces each by its prepared (device, DDP) form, so
             a training step must call `self.modules[name]`, not a reference of its own. Each is checkpointed,
-            and averaged if EMA is on.
+            and averaged if EMA is on. To be checkpointed it needs `save_pretrained` and `from_pretrained`, as
+            Diffusers' models have.
     """
 
     modules: dict[str, nn.Module]
@@ -144,6 +145,8 @@ class Trainer:
         self.parameters = task.parameters()
         if accelerator.gradient_accumulation_steps > 1:
             raise ValueError("Set accumulation by --gradient_accumulation_steps, not in accelerate's config.")
+        if accelerator.num_processes > 1 and len(self.parameters) > 1:
+            raise ValueError("A task with several optimisers runs in one process only.")
         if accelerator.scaler is not None and len(self.parameters) > 1:
             raise ValueError("One fp16 loss scaler cannot serve several optimisers; use bf16 or no.")
         self.optimizers = {
@@ -212,6 +215,11 @@ class Trainer:
         if resume is not None:
             load_checkpoint(self, resume)
             accelerator.print(f"Resumed from {resume} at step {self.step}.")
+        if later := [path.name for path in checkpoints(self.output) if step_of(path) > self.step]:
+            raise ValueError(
+                f"{self.output} holds {', '.join(later)} of an earlier run, beyond step {self.step} where "
+                "this one starts. Go on with --resume_from_checkpoint latest, or choose another --output_dir."
+            )
         if accelerator.log_with:
             accelerator.init_trackers("train", config=_tracker_config(arguments))
         batches = iter(
@@ -276,7 +284,8 @@ class Trainer:
             norm = self._clip(phase)
             report |= self._checked(phase, history, norm)
             optimizer.step()
-            self.schedules[phase].step()
+            if not optimizer.step_was_skipped:  # by the fp16 loss scaler
+                self.schedules[phase].step()
             for other in self.optimizers.values():
                 other.zero_grad(set_to_none=True)
         for name, module in self.unwrapped().items():

@@ -123,6 +123,13 @@ def test_continuing_with_another_seed_or_batch_is_refused(tmp_path):
         trainer(tmp_path, resume_from_checkpoint="latest", seed=1).train()
     with pytest.raises(FileFormatError, match="train_batch_size was 4, now 8"):
         trainer(tmp_path, resume_from_checkpoint="latest", train_batch_size=8).train()
+    with pytest.raises(FileFormatError, match=r"learning_rate was 0\.001, now 0\.09"):
+        trainer(tmp_path, resume_from_checkpoint="latest", learning_rate=9e-2).train()
+    with pytest.raises(ValueError, match=r"checkpoint-2, checkpoint-4, checkpoint-6 of an earlier run"):
+        trainer(tmp_path).train()
+    with pytest.raises(ValueError, match=r"holds checkpoint-6 of an earlier run, beyond step 4"):
+        trainer(tmp_path, resume_from_checkpoint="checkpoint-4").train()
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     with pytest.raises(MissingDataError, match=r"No checkpoint 'checkpoint-5'.*checkpoint-2, checkpoint-4"):
         trainer(tmp_path, resume_from_checkpoint="checkpoint-5").train()
 
@@ -135,6 +142,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         FileFormatError, match=r"checkpoint-6.unet is missing, truncated or not a UNet2DModel"
     ):
         trainer(tmp_path, resume_from_checkpoint="latest").train()
+    other = trainer(tmp_path, resume_from_checkpoint="checkpoint-4")
+    other.task.modules["unet"] = tiny_unet(block_out_channels=(8, 16))
+    with pytest.raises(FileFormatError, match=r"checkpoint-4 does not fit this run's model or task"):
+        other.train()
     state = tmp_path / "checkpoint-4" / "state.json"
     state.write_text(json.dumps({"format": 99}))
     with pytest.raises(FileFormatError, match="has checkpoint format 99; this version reads 1"):
@@ -253,6 +264,8 @@ def test_tensorboard_gets_losses_and_pictures(tmp_path):
     [
         ({"train_batch_size": 0}, "--train_batch_size is 0; it must be at least 1"),
         ({"max_train_steps": 0}, "--max_train_steps is 0"),
+        ({"max_grad_norm": -1.0}, "--max_grad_norm is -1.0; it must be at least 0"),
+        ({"lr_scheduler": "piecewise_constant"}, "Unknown --lr_scheduler 'piecewise_constant'"),
         ({"learning_rate": 0.0}, "--learning_rate is 0.0; it must be positive"),
         ({"mixed_precision": "fp8"}, "--mixed_precision is 'fp8'; known: no, fp16, bf16"),
         ({"checkpoints_total_limit": 0}, "one good checkpoint is kept"),
