@@ -76,8 +76,9 @@ class PeakMemory:
 
 def round_to_half(module: torch.nn.Module) -> list[Any]:
     """Makes a float32 network see and say half-precision numbers only; returns the hooks."""
+    # The input is rounded at the first layer: `invert` writes its start into the network's own input.
     return [
-        module.register_forward_pre_hook(lambda _, inputs: (inputs[0].half().float(), *inputs[1:])),
+        module.conv_in.register_forward_pre_hook(lambda _, inputs: (inputs[0].half().float(),)),
         module.register_forward_hook(lambda _, __, out: type(out)(sample=out.sample.half().float())),
     ]
 

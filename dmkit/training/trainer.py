@@ -349,7 +349,7 @@ class Trainer:
                 tracker.log_images({"samples": pixels[None].numpy()}, step=self.step, dataformats="NHWC")
 
     def save(self) -> None:
-        """Writes the finished model into the output folder, entry by entry, each atomically."""
+        """Writes the finished model into the output folder; what makes it loadable comes last."""
         if self.accelerator.is_main_process:
             with self.averaged() as modules:
                 save_into(self.output, lambda folder: self.task.save(folder, modules))
