@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 from _results import RESULTS
+from matplotlib.ticker import NullLocator
 
 from dmkit._files import load_json
 
@@ -104,7 +105,7 @@ def time_shift_fashion(content: dict[str, Any]) -> str:
                 )  # fmt: skip
         axis.set(title=family, xscale="log", yscale="log", xlabel="steps")
         axis.set_xticks(steps, labels=steps)
-        axis.minorticks_off()
+        axis.xaxis.set_minor_locator(NullLocator())
     axes[0][0].set_ylabel("Fréchet distance (EfficientNet-Lite0)")
     axes[0][-1].legend(fontsize=8)
     figure.tight_layout()
