@@ -54,6 +54,17 @@ def atomic_folder(target: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A file to write beside `target`, with its ending; it takes its place when the block ends well."""
+    draft = target.with_name(f"{UNFINISHED}{os.getpid()}-{target.name}")
+    try:
+        yield draft
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Path) -> None:
     """Deletes a folder; a kill half way never leaves something that looks whole under the old name."""
     if folder.exists():
@@ -70,9 +81,8 @@ def sweep_unfinished(folder: Path) -> None:
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON atomically (a temporary file in the same folder, then a rename)."""
-    draft = path.with_name(f"{UNFINISHED}{path.name}")
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    with atomic_file(path) as draft:
+        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
-from ._files import UNFINISHED
+from ._files import atomic_file
 
 PARAMETERS_KEY = "parameters"
 
@@ -75,7 +75,6 @@ def save_png(
     info = PngImagePlugin.PngInfo()
     if parameters is not None:
         info.add_itxt(PARAMETERS_KEY, json.dumps(parameters))
-    draft = path.with_name(f"{UNFINISHED}{path.name}")
-    picture.save(draft, format="PNG", pnginfo=info)
-    os.replace(draft, path)
+    with atomic_file(path) as draft:
+        picture.save(draft, format="PNG", pnginfo=info)
     return path

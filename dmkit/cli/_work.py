@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -102,16 +101,3 @@ def fresh_folder(path: Path) -> Path:
         raise ValueError(f"{path} is a file; --out takes a folder.")
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place when the block ends without an error."""
-    from .._files import UNFINISHED
-
-    draft = path.with_name(f"{UNFINISHED}{path.name}")
-    try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

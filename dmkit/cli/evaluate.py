@@ -39,7 +39,7 @@ def evaluate(
         dmkit evaluate path/to/pipeline --reference path/to/images --schedulers ddim,dpm++ --steps 10
     """
     from .. import zoo
-    from .._files import save_json
+    from .._files import atomic_file, save_json
     from ..errors import unknown_name
     from ..evaluation import Reference, quality
     from ..metrics.evaluate import METRICS
@@ -89,9 +89,9 @@ def evaluate(
             rows.append({"sampler": name, "steps": count, **figures})
             save_json(folder / "results.json", {"about": about, "rows": rows})
     table = markdown(rows)
-    with work.replacing(folder / "results.md") as draft:
+    with atomic_file(folder / "results.md") as draft:
         draft.write_text(table, encoding="utf-8")
-    with work.replacing(folder / "results.png") as draft:
+    with atomic_file(folder / "results.png") as draft:
         plot(rows, draft)
     typer.echo(table)
     typer.echo(f"results.json, results.md and results.png are in {folder}")

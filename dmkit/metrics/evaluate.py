@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .._files import UNFINISHED, load_tensors
+from .._files import atomic_file, load_tensors
 from ..errors import FileFormatError, unknown_name
 from ..images import to_uint8
 from .distances import pairwise_diversity, precision_recall
@@ -155,12 +155,8 @@ def _write(path: Path, content: FeatureSet) -> None:
     if content.features is not None:
         tensors["features"] = content.features
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
-    try:
+    with atomic_file(path) as draft:
         save_file(tensors, str(draft), metadata={"extractor": content.extractor, "source": content.source})
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _read(path: Path, extractor: str, source: str) -> FeatureSet:

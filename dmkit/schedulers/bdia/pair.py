@@ -6,8 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from ..._files import atomic_file, save_json
 from ...errors import FileFormatError
 
 FORMAT = "dmkit.bdia_latent_pair"
@@ -64,14 +63,15 @@ class BDIALatentPair:
         tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _TENSORS}
-        _write(folder / "pair.safetensors", lambda path: safetensors.torch.save_file(tensors, path))
+        with atomic_file(folder / "pair.safetensors") as draft:
+            safetensors.torch.save_file(tensors, draft)
         facts = {
             "format": FORMAT,
             "version": VERSION,
             "tensors": _digest(folder / "pair.safetensors"),
             **facts,
         }
-        _write(folder / "pair.json", lambda path: Path(path).write_text(json.dumps(facts, indent=2) + "\n"))
+        save_json(folder / "pair.json", facts)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> BDIALatentPair:
@@ -125,15 +125,3 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _write(path: Path, write: Callable[[str], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then moves it there: never half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
