@@ -25,12 +25,13 @@ __all__ = ["DecodedPixels", "ImageDataset", "load", "names"]
 # name -> (module, function); a module is imported when its set is loaded.
 _NAMED = {
     "digits": ("digits", "load_digits"),
+    "emoji": ("scenes", "load"),
     "emoji-google": ("emoji", "load_google"),
     "emoji-twitter": ("emoji", "load_twitter"),
     "fashion-mnist": ("fashion", "load"),
     "mnist5k": ("digits", "load_mnist5k"),
 }
-_SPLITS = ("train", "test")
+_SPLITS = {"emoji": ("train", "test", "unseen")}
 
 
 def names() -> list[str]:
@@ -53,7 +54,8 @@ def load(
         name_or_path: one of `names()`; a folder (`dmkit.data.folder` says how labels and captions are found;
             write `./digits` for a folder that is called like a named set); a folder of a saved data set of
             `datasets`; or a hub name `owner/name`.
-        split: "train" or "test" for the named sets; whatever splits the others have.
+        split: "train" or "test" for the named sets, "unseen" too for `emoji`; whatever splits the others
+            have.
         resolution: side of the square images in pixels; the set's own by default.
         channels: 1 (grey) or 3 (RGB), for folders and `datasets`; those of the first picture by default.
         caption_column: where folders (`metadata.jsonl`) and `datasets` keep the captions.
@@ -70,8 +72,9 @@ def load(
     if channels not in (None, 1, 3):
         raise ValueError(f"channels is 1 (grey) or 3 (RGB), not {channels}.")
     if name in _NAMED:
-        if split not in _SPLITS:
-            raise unknown_name(f"split of {name}", split, _SPLITS)
+        splits = _SPLITS.get(name, ("train", "test"))
+        if split not in splits:
+            raise unknown_name(f"split of {name}", split, splits)
         module, function = _NAMED[name]
         loader = getattr(importlib.import_module(f".{module}", __name__), function)
         dataset: ImageDataset = loader(split, resolution, None if root is None else Path(root))

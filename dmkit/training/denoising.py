@@ -1,4 +1,5 @@
-"""The denoising objective of diffusion models (Ho et al. 2020) as a task, for unconditional models.
+"""The denoising objective of diffusion models (Ho et al. 2020) as a task, for pixels and for latents under
+a text.
 
     x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε                                             (DDPM, eq. 4)
     loss = w(t) ‖f(x_t, t) - target‖²,   target = ε  |  v = sqrt(ᾱ_t) ε - sqrt(1 - ᾱ_t) x_0  |  x_0
@@ -9,18 +10,19 @@ SNR + 1 for v, so that the three weigh the same x_0 error alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import unknown_name
 from ..images import grid
 from ..sampling import sample_batch
+from .caching import encode_prompts
 from .trainer import Step, Task
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -85,14 +87,24 @@ class DenoisingTask(Task):
         self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
         self.weights = self.weights.to(device)
 
-    def training_step(self, batch: Mapping[str, Any], step: Step) -> dict[str, Tensor]:
-        x0 = batch["images"]
+    def clean(self, batch: Mapping[str, Any], step: Step) -> Tensor:
+        """x_0 of a batch."""
+        x0: Tensor = batch["images"]
         if self.random_flip:
             mirrored = step.draws.uniform((len(x0), 1, 1, 1)) < 0.5
             x0 = torch.where(mirrored, x0.flip(-1), x0)
+        return x0
+
+    def conditions(self, batch: Mapping[str, Any], step: Step) -> dict[str, Tensor]:
+        """What else the denoiser is given, by argument name."""
+        return {}
+
+    def training_step(self, batch: Mapping[str, Any], step: Step) -> dict[str, Tensor]:
+        x0 = self.clean(batch, step)
         noise = step.draws.normal(tuple(x0.shape))
         t = step.draws.integers(self.scheduler.config.num_train_timesteps, (len(x0),))
-        prediction = self.modules["unet"](self.scheduler.add_noise(x0, noise, t), t).sample
+        noisy = self.scheduler.add_noise(x0, noise, t)
+        prediction = self.modules["unet"](noisy, t, **self.conditions(batch, step)).sample
         target = prediction_target(self.scheduler, x0, noise, t)
         errors = (prediction.float() - target.float()).pow(2).mean(dim=(1, 2, 3))
         return {"loss": (self.weights[t] * errors).mean()}
@@ -103,3 +115,76 @@ class DenoisingTask(Task):
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         DDPMPipeline(unet=modules["unet"], scheduler=self.scheduler).save_pretrained(folder)
+
+
+class TextToImageTask(DenoisingTask):
+    """Trains the `UNet2DConditionModel` of a latent diffusion pipeline on the rows of
+    `dmkit.training.caching.encode_dataset`.
+
+    Args:
+        pipe: the pipeline; its unet is trained, its autoencoder and text encoder are only used for samples.
+        scheduler: the noise schedule; its `prediction_type` chooses the target.
+        snr_gamma: γ of the Min-SNR weighting; None for no weighting.
+        caption_dropout: how often a caption is replaced by the empty one, for classifier-free guidance.
+        prompts: prompts of the sample grid.
+        guidance_scale: guidance of the sample grid.
+        sample_steps: DDIM steps of the sample grid.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline,
+        scheduler: DDPMScheduler,
+        *,
+        snr_gamma: float | None = None,
+        caption_dropout: float = 0.1,
+        prompts: Sequence[str] = (),
+        guidance_scale: float = 5.0,
+        sample_steps: int = 25,
+    ):
+        super().__init__(pipe.unet, scheduler, snr_gamma=snr_gamma, sample_steps=sample_steps)
+        self.pipe, self.caption_dropout = pipe, caption_dropout
+        self.prompts, self.guidance_scale = list(prompts), guidance_scale
+        self.empty = encode_prompts([""], pipe.text_encoder, pipe.tokenizer).float()
+
+    def prepare(self, device: torch.device) -> None:
+        super().prepare(device)
+        self.empty = self.empty.to(device)
+        self.pipe.vae.to(device)
+        self.pipe.text_encoder.to(device)
+
+    def clean(self, batch: Mapping[str, Any], step: Step) -> Tensor:
+        mean, std = batch["latent_mean"], batch["latent_std"]
+        return (mean + std * step.draws.normal(tuple(mean.shape))) * self.pipe.vae.config.scaling_factor
+
+    def conditions(self, batch: Mapping[str, Any], step: Step) -> dict[str, Tensor]:
+        embeddings = batch["embeddings"]
+        dropped = step.draws.uniform((len(embeddings), 1, 1)) < self.caption_dropout
+        return {"encoder_hidden_states": torch.where(dropped, self.empty, embeddings)}
+
+    def pipeline(self, unet: nn.Module) -> StableDiffusionPipeline:
+        """The whole pipeline with this denoiser and a DDIM sampler."""
+        scheduler = DDIMScheduler.from_config(
+            self.scheduler.config, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        )
+        return StableDiffusionPipeline(
+            **{**self.pipe.components, "unet": unet, "scheduler": scheduler}, requires_safety_checker=False
+        )
+
+    @torch.no_grad()
+    def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image | None:
+        if not self.prompts:
+            return None
+        pipe = self.pipeline(modules["unet"])
+        pipe.set_progress_bar_config(disable=True)
+        images = pipe(
+            self.prompts,
+            num_inference_steps=self.sample_steps,
+            guidance_scale=self.guidance_scale,
+            generator=[torch.Generator().manual_seed(k) for k in range(len(self.prompts))],
+            output_type="pt",
+        ).images
+        return grid(images.cpu() * 2 - 1)
+
+    def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
+        self.pipeline(modules["unet"]).save_pretrained(folder)

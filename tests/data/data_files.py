@@ -36,7 +36,14 @@ def emoji_archive(vendor: str, count: int = 20) -> bytes:
         pixels[..., 0], pixels[..., 3] = k, 255
         pixels[4:60, 4:60] = 0
         files[f"package/img/{vendor}/64/{k:04x}.png"] = png(pixels)
-        entries.append({"name": f"FACE NUMBER {k}", "category": "AB"[k % 2], "image": f"{k:04x}.png"})
+        entries.append(
+            {
+                "name": f"FACE NUMBER {k}",
+                "short_names": [f"face{k}"],
+                "category": "AB"[k % 2],
+                "image": f"{k:04x}.png",
+            }
+        )
     files["package/emoji.json"] = json.dumps(entries).encode()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:

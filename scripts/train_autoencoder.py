@@ -1,0 +1,92 @@
+"""Trains the autoencoder of a latent diffusion model (an `AutoencoderKL`).
+
+    accelerate launch scripts/train_autoencoder.py --config scripts/recipes/emoji-autoencoder.yaml
+
+The finished folder holds the network with its scaling factor: one over the standard deviation of the latents
+of the first data set, so that a denoiser sees numbers of unit variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+
+from dmkit import data
+from dmkit.training.arguments import TrainingArguments, parse_arguments
+from dmkit.training.autoencoding import AutoencodingTask, TrainableAutoencoder
+from dmkit.training.trainer import Trainer
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class ModelArguments:
+    """What to train, and on what."""
+
+    dataset_name: list[str] = field(
+        default_factory=list, metadata=_help("Data sets of dmkit.data, folders, or sets of `datasets`.")
+    )
+    dataset_repeats: list[int] = field(
+        default_factory=list, metadata=_help("How often each set comes in an epoch; once by default.")
+    )
+    resolution: int = field(default=32, metadata=_help("Side of the images in pixels."))
+    block_out_channels: list[int] = field(
+        default_factory=lambda: [24, 48, 64], metadata=_help("Width by level; each level halves the side.")
+    )
+    layers_per_block: int = field(default=1, metadata=_help("Residual layers by level."))
+    latent_channels: int = field(default=4, metadata=_help("Channels of the latents."))
+    norm_num_groups: int = field(default=8, metadata=_help("Groups of the group norms."))
+    kl_weight: float = field(default=2e-4, metadata=_help("Weight of the KL divergence."))
+    eval_batch_size: int = field(default=32, metadata=_help("Test images in a sample grid."))
+
+    def __post_init__(self) -> None:
+        if not self.dataset_name:
+            raise ValueError("Give at least one --dataset_name.")
+        self.dataset_repeats = self.dataset_repeats or [1] * len(self.dataset_name)
+        if len(self.dataset_repeats) != len(self.dataset_name):
+            raise ValueError(
+                f"{len(self.dataset_repeats)} --dataset_repeats for {len(self.dataset_name)} data sets."
+            )
+
+
+def images_only(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return {"images": torch.stack([item["images"] for item in items])}
+
+
+def main(argv: list[str] | None = None) -> None:
+    model, training = parse_arguments(ModelArguments, TrainingArguments, description=__doc__, argv=argv)
+    set_seed(training.seed)
+    sets = [data.load(name, split="train", resolution=model.resolution) for name in model.dataset_name]
+    repeated = [s for s, times in zip(sets, model.dataset_repeats, strict=True) for _ in range(times)]
+    levels = len(model.block_out_channels)
+    vae = TrainableAutoencoder(
+        in_channels=sets[0].channels,
+        out_channels=sets[0].channels,
+        sample_size=model.resolution,
+        block_out_channels=tuple(model.block_out_channels),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=model.layers_per_block,
+        latent_channels=model.latent_channels,
+        norm_num_groups=model.norm_num_groups,
+    )
+    shown = data.load(model.dataset_name[0], split="test", resolution=model.resolution)
+    items = shown.__getitems__(range(min(model.eval_batch_size, len(shown))))
+    task = AutoencodingTask(
+        vae,
+        kl_weight=model.kl_weight,
+        examples=images_only(items)["images"],
+        scaling_images=images_only(sets[0].__getitems__(range(min(2048, len(sets[0])))))["images"],
+    )
+    Trainer(task, ConcatDataset(repeated), training, collate_fn=images_only).train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Trains a small CLIP (`CLIPModel`) on captioned images: its text tower conditions a text-to-image model.
+
+    accelerate launch scripts/train_clip.py --config scripts/recipes/emoji-clip.yaml
+
+A byte-level BPE tokenizer is learnt from the captions first. The finished folder loads with
+`CLIPModel.from_pretrained`, `CLIPTextModel.from_pretrained` and `CLIPTokenizer.from_pretrained`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from accelerate.utils import set_seed
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from dmkit import data
+from dmkit.training.arguments import TrainingArguments, parse_arguments
+from dmkit.training.contrastive import MAX_LENGTH, ContrastiveTask, train_tokenizer
+from dmkit.training.trainer import Trainer
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class ModelArguments:
+    """What to train, and on what."""
+
+    dataset_name: str = field(
+        default="", metadata=_help("A captioned data set of dmkit.data, a folder, or `datasets`.")
+    )
+    caption_column: str = field(default="text", metadata=_help("Where folders and `datasets` keep captions."))
+    resolution: int = field(default=32, metadata=_help("Side of the images in pixels."))
+    vocab_size: int = field(default=1024, metadata=_help("Tokens of the tokenizer."))
+    hidden_size: int = field(default=128, metadata=_help("Width of both towers."))
+    text_layers: int = field(default=3, metadata=_help("Layers of the text tower."))
+    vision_layers: int = field(default=4, metadata=_help("Layers of the image tower."))
+    patch_size: int = field(default=8, metadata=_help("Side of the image tower's patches in pixels."))
+    num_attention_heads: int = field(default=4, metadata=_help("Attention heads of both towers."))
+    max_shift: int = field(default=1, metadata=_help("Images move at random by up to this many pixels."))
+
+    def __post_init__(self) -> None:
+        if not self.dataset_name:
+            raise ValueError("Give --dataset_name.")
+
+
+def build_clip(model: ModelArguments, tokenizer: CLIPTokenizer, channels: int) -> CLIPModel:
+    tower = {
+        "hidden_size": model.hidden_size,
+        "intermediate_size": 4 * model.hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "projection_dim": model.hidden_size,
+    }
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=MAX_LENGTH,
+        num_hidden_layers=model.text_layers,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **tower,
+    )
+    vision = CLIPVisionConfig(
+        image_size=model.resolution,
+        patch_size=model.patch_size,
+        num_channels=channels,
+        num_hidden_layers=model.vision_layers,
+        **tower,
+    )
+    return CLIPModel(
+        CLIPConfig(
+            text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=model.hidden_size
+        )
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    model, training = parse_arguments(ModelArguments, TrainingArguments, description=__doc__, argv=argv)
+    set_seed(training.seed)
+    dataset = data.load(
+        model.dataset_name, split="train", resolution=model.resolution, caption_column=model.caption_column
+    )
+    if dataset.captions is None:
+        raise ValueError(f"{model.dataset_name} has no captions.")
+    tokenizer = train_tokenizer(dataset.captions[:20_000], model.vocab_size)
+    clip = build_clip(model, tokenizer, dataset.channels)
+    Trainer(ContrastiveTask(clip, tokenizer, max_shift=model.max_shift), dataset, training).train()
+
+
+if __name__ == "__main__":
+    main()
