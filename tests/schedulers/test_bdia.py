@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dmkit.schedulers import (
     BDIADDIMInverseScheduler,
     BDIADDIMScheduler,
+    BDIADPMSolverMultistepScheduler,
     BDIAFlowMatchEulerDiscreteInverseScheduler,
     BDIAFlowMatchEulerDiscreteScheduler,
 )
@@ -428,6 +429,16 @@ def test_configuration_is_shared_between_samplers(tmp_path):
     again = BDIADDIMInverseScheduler.from_pretrained(tmp_path)
     assert (again.config.gamma, again.config.beta_schedule) == (0.5, "scaled_linear")
     assert DDIMScheduler.from_config(sampler.config).config.prediction_type == "v_prediction"
+
+
+def test_defaults_that_nobody_chose_do_not_travel():
+    """Each class has the defaults that suit it; only chosen values pass from one to the next."""
+    plain, chosen = BDIADDIMScheduler(), BDIADDIMScheduler(gamma=0.9, clip_sample=False)
+    assert plain.config.gamma == 1.0
+    assert BDIADPMSolverMultistepScheduler.from_config(plain.config).config.gamma == 0.25
+    assert BDIADPMSolverMultistepScheduler.from_config(chosen.config).config.gamma == 0.9
+    assert DDIMScheduler.from_config(plain.config).config.clip_sample is True
+    assert DDIMScheduler.from_config(chosen.config).config.clip_sample is False
 
 
 # Errors

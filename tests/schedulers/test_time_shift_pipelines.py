@@ -19,7 +19,6 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
 )
-from test_bdia_pairs import text_pipe, vae  # noqa: F401
 from time_shift_cases import CLASSES, DISCRETE, PER_SAMPLE, Denoiser, ours, parent, sample
 
 import dmkit.schedulers
@@ -100,7 +99,7 @@ LATENTS = {"time_shift_window": 40, "time_shift_cutoff": 100, "time_shift_allow_
 
 
 @pytest.mark.parametrize("name", DISCRETE)
-def test_text_to_image_with_guidance(text_pipe, name):  # noqa: F811
+def test_text_to_image_with_guidance(text_pipe, name):
     text_pipe.scheduler = getattr(dmkit.schedulers, name).from_config(
         text_pipe.scheduler.config, **CLASSES[name], **LATENTS
     )
@@ -115,7 +114,7 @@ def test_text_to_image_with_guidance(text_pipe, name):  # noqa: F811
     assert len(scheduler.time_shift_trace) == 9
 
 
-def test_image_to_image(text_pipe):  # noqa: F811
+def test_image_to_image(text_pipe):
     img2img = StableDiffusionImg2ImgPipeline(**text_pipe.components, requires_safety_checker=False)
     img2img.scheduler = TimeShiftDDIMScheduler.from_config(text_pipe.scheduler.config, **LATENTS)
     seen, spy = spied(img2img, img2img.unet)
@@ -127,7 +126,7 @@ def test_image_to_image(text_pipe):  # noqa: F811
     assert [shift.scheduled for shift in img2img.scheduler.time_shift_trace] == [401, 301, 201, 101, 1]
 
 
-def test_flow_matching_pipeline(vae):  # noqa: F811
+def test_flow_matching_pipeline(vae):
     torch.manual_seed(5)
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -167,7 +166,7 @@ def test_flow_matching_pipeline(vae):  # noqa: F811
 # -- a label for each image ----------------------------------------------------------------------------------
 
 
-def test_labels_are_tiled_for_guidance_and_the_hook_leaves_nothing_behind(text_pipe):  # noqa: F811
+def test_labels_are_tiled_for_guidance_and_the_hook_leaves_nothing_behind(text_pipe):
     x, t = torch.randn(2, 4, 8, 8), torch.tensor(500)
     hidden = torch.randn(2, 16, 16)
     with torch.no_grad():

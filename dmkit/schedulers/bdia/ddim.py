@@ -17,12 +17,11 @@ The noise code of an image is the pair (z_N, z_{N-1}); from z_N alone the image 
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin  # noqa: F401  (the name is what lets a saved pipeline load)
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
+from .._options import init_with_options
 from .recurrence import check_options
 from .vp import VPTrajectory, refuse_noise
 from .walker import BDIAWalker
@@ -52,49 +51,22 @@ class BDIADDIMScheduler(VPTrajectory, BDIAWalker, DDIMScheduler):
             dtype.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        clip_sample: bool = False,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        rescale_betas_zero_snr: bool = False,
-        gamma: float = 1.0,
-        solver: str = "bdia",
-        reversible: str = "algebraic",
-        state_dtype: str = "float64",
-        max_amplification: float = 1e3,
-    ):
-        check_options(gamma, solver, reversible, state_dtype)
+    __init__ = init_with_options(
+        DDIMScheduler,
+        {
+            "gamma": 1.0,
+            "solver": "bdia",
+            "reversible": "algebraic",
+            "state_dtype": "float64",
+            "max_amplification": 1e3,
+        },
+        defaults={"clip_sample": False},
+    )
+
+    def _check_options(self) -> None:
+        c = self.config
+        check_options(c.gamma, c.solver, c.reversible, c.state_dtype)
         self._check_prediction_type()
-        super().__init__(
-            num_train_timesteps=num_train_timesteps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            beta_schedule=beta_schedule,
-            trained_betas=trained_betas,
-            clip_sample=clip_sample,
-            set_alpha_to_one=set_alpha_to_one,
-            steps_offset=steps_offset,
-            prediction_type=prediction_type,
-            thresholding=thresholding,
-            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
-            clip_sample_range=clip_sample_range,
-            sample_max_value=sample_max_value,
-            timestep_spacing=timestep_spacing,
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-        )
 
     def step(
         self,

@@ -22,12 +22,11 @@ long first-order step, which dominates: 0.071/0.029/0.013 against 0.073/0.031/0.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin  # noqa: F401  (lets a saved pipeline load)
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
+from .._options import init_with_options
 from .recurrence import check_options, image_at, two_step
 
 
@@ -46,76 +45,19 @@ class BDIADPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
 
     is_invertible = False
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        solver_order: int = 2,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0,
-        algorithm_type: str = "dpmsolver++",
-        solver_type: str = "midpoint",
-        lower_order_final: bool = True,
-        euler_at_final: bool = False,
-        use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False,
-        use_lu_lambdas: bool = False,
-        use_flow_sigmas: bool = False,
-        flow_shift: float = 1.0,
-        final_sigmas_type: str = "zero",
-        lambda_min_clipped: float = -float("inf"),
-        variance_type: str | None = None,
-        timestep_spacing: str = "linspace",
-        steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False,
-        use_dynamic_shifting: bool = False,
-        time_shift_type: str = "exponential",
-        gamma: float = 0.25,
-    ):
-        check_options(gamma, "bdia", "algebraic", "float32")
-        if algorithm_type != "dpmsolver++" or solver_order != 2:
+    _previous: torch.Tensor | None = None
+
+    __init__ = init_with_options(DPMSolverMultistepScheduler, {"gamma": 0.25})
+
+    def _check_options(self) -> None:
+        c = self.config
+        check_options(c.gamma, "bdia", "algebraic", "float32")
+        if c.algorithm_type != "dpmsolver++" or c.solver_order != 2:
             raise ValueError(
                 "BDIADPMSolverMultistepScheduler is DPM-Solver++(2M): algorithm_type='dpmsolver++' and "
-                f"solver_order=2, got {algorithm_type!r} and {solver_order}. Order 1 is BDIADDIMScheduler."
+                f"solver_order=2, got {c.algorithm_type!r} and {c.solver_order}. "
+                "Order 1 is BDIADDIMScheduler."
             )
-        super().__init__(
-            num_train_timesteps=num_train_timesteps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            beta_schedule=beta_schedule,
-            trained_betas=trained_betas,
-            solver_order=solver_order,
-            prediction_type=prediction_type,
-            thresholding=thresholding,
-            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
-            sample_max_value=sample_max_value,
-            algorithm_type=algorithm_type,
-            solver_type=solver_type,
-            lower_order_final=lower_order_final,
-            euler_at_final=euler_at_final,
-            use_karras_sigmas=use_karras_sigmas,
-            use_exponential_sigmas=use_exponential_sigmas,
-            use_beta_sigmas=use_beta_sigmas,
-            use_lu_lambdas=use_lu_lambdas,
-            use_flow_sigmas=use_flow_sigmas,
-            flow_shift=flow_shift,
-            final_sigmas_type=final_sigmas_type,
-            lambda_min_clipped=lambda_min_clipped,
-            variance_type=variance_type,
-            timestep_spacing=timestep_spacing,
-            steps_offset=steps_offset,
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-            use_dynamic_shifting=use_dynamic_shifting,
-            time_shift_type=time_shift_type,
-        )
-        self._previous: torch.Tensor | None = None
 
     def set_timesteps(
         self,

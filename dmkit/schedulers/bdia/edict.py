@@ -19,12 +19,11 @@ way back). Rounding grows like p^(-2N).
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin  # noqa: F401  (the name is what lets a saved pipeline load)
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
+from .._options import init_with_options
 from .recurrence import check_options
 from .trajectory import Call
 from .vp import VPTrajectory, refuse_noise
@@ -47,48 +46,16 @@ class EDICTScheduler(VPTrajectory, DDIMScheduler):
 
     order = 2
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        clip_sample: bool = False,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        rescale_betas_zero_snr: bool = False,
-        mixing: float = 0.93,
-        state_dtype: str = "float64",
-    ):
+    __init__ = init_with_options(
+        DDIMScheduler, {"mixing": 0.93, "state_dtype": "float64"}, defaults={"clip_sample": False}
+    )
+
+    def _check_options(self) -> None:
+        mixing = self.config.mixing
         if not 0 < mixing <= 1:
             raise ValueError(f"mixing must lie in (0, 1], got {mixing!r}; 0.93 is the paper's.")
-        check_options(1.0, "bdia", "algebraic", state_dtype)
+        check_options(1.0, "bdia", "algebraic", self.config.state_dtype)
         self._check_prediction_type()
-        super().__init__(
-            num_train_timesteps=num_train_timesteps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            beta_schedule=beta_schedule,
-            trained_betas=trained_betas,
-            clip_sample=clip_sample,
-            set_alpha_to_one=set_alpha_to_one,
-            steps_offset=steps_offset,
-            prediction_type=prediction_type,
-            thresholding=thresholding,
-            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
-            clip_sample_range=clip_sample_range,
-            sample_max_value=sample_max_value,
-            timestep_spacing=timestep_spacing,
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-        )
 
     def _calls(self, num_levels: int, resumed: bool) -> list[Call]:
         return [(i, i) for i in range(num_levels, 0, -1) for _ in range(2)]

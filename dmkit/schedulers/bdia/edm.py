@@ -22,9 +22,9 @@ import warnings
 
 import torch
 from diffusers import EDMEulerScheduler, SchedulerMixin  # noqa: F401  (lets a saved pipeline load)
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerSchedulerOutput
 
+from .._options import init_with_options
 from .recurrence import GAMMA_ADVICE, check_options, two_step
 from .trajectory import Call, check_steps
 from .walker import BDIAWalker
@@ -48,36 +48,17 @@ class BDIAEDMScheduler(BDIAWalker, EDMEulerScheduler):
     _base: torch.Tensor  # z_i and the slopes d_j found for it, while a Heun step is under way
     _slopes: dict[int, torch.Tensor]
 
-    @register_to_config
-    def __init__(
-        self,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        sigma_data: float = 0.5,
-        sigma_schedule: str = "karras",
-        num_train_timesteps: int = 1000,
-        prediction_type: str = "epsilon",
-        rho: float = 7.0,
-        final_sigmas_type: str = "zero",
-        gamma: float = 0.25,
-        solver_order: int = 1,
-        state_dtype: str = "float64",
-    ):
-        check_options(gamma, "bdia", "algebraic", state_dtype)
-        if solver_order not in (1, 2):
-            raise ValueError(f"solver_order must be 1 (Euler) or 2 (Heun), got {solver_order!r}.")
-        if gamma == 1 and sigma_schedule == "karras":
-            warnings.warn(f"gamma=1 on a Karras grid. {GAMMA_ADVICE}", stacklevel=2)
-        super().__init__(
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            sigma_data=sigma_data,
-            sigma_schedule=sigma_schedule,
-            num_train_timesteps=num_train_timesteps,
-            prediction_type=prediction_type,
-            rho=rho,
-            final_sigmas_type=final_sigmas_type,
-        )
+    __init__ = init_with_options(
+        EDMEulerScheduler, {"gamma": 0.25, "solver_order": 1, "state_dtype": "float64"}
+    )
+
+    def _check_options(self) -> None:
+        c = self.config
+        check_options(c.gamma, "bdia", "algebraic", c.state_dtype)
+        if c.solver_order not in (1, 2):
+            raise ValueError(f"solver_order must be 1 (Euler) or 2 (Heun), got {c.solver_order!r}.")
+        if c.gamma == 1 and c.sigma_schedule == "karras":
+            warnings.warn(f"gamma=1 on a Karras grid. {GAMMA_ADVICE}", stacklevel=3)
 
     @property
     def order(self) -> int:

@@ -19,9 +19,9 @@ import warnings
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin  # noqa: F401  (lets a saved pipeline load)
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
+from .._options import init_with_options
 from .recurrence import GAMMA_ADVICE, check_options
 from .trajectory import check_steps
 from .walker import BDIAWalker
@@ -42,49 +42,18 @@ class BDIAFlowMatchEulerDiscreteScheduler(BDIAWalker, FlowMatchEulerDiscreteSche
         ValueError: `stochastic_sampling=True`, gamma outside [0, 1], or an unknown option.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        shift: float = 1.0,
-        use_dynamic_shifting: bool = False,
-        base_shift: float | None = 0.5,
-        max_shift: float | None = 1.15,
-        base_image_seq_len: int = 256,
-        max_image_seq_len: int = 4096,
-        invert_sigmas: bool = False,
-        shift_terminal: float | None = None,
-        use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False,
-        time_shift_type: str = "exponential",
-        stochastic_sampling: bool = False,
-        gamma: float = 1.0,
-        reversible: str = "algebraic",
-        state_dtype: str = "float64",
-        max_amplification: float = 1e3,
-    ):
-        check_options(gamma, "bdia", reversible, state_dtype)
-        if stochastic_sampling:
+    __init__ = init_with_options(
+        FlowMatchEulerDiscreteScheduler,
+        {"gamma": 1.0, "reversible": "algebraic", "state_dtype": "float64", "max_amplification": 1e3},
+    )
+
+    def _check_options(self) -> None:
+        c = self.config
+        check_options(c.gamma, "bdia", c.reversible, c.state_dtype)
+        if c.stochastic_sampling:
             raise ValueError("stochastic_sampling=True adds noise at every step, which cannot be run back.")
-        if use_karras_sigmas and gamma == 1:
-            warnings.warn(f"gamma=1 with use_karras_sigmas=True. {GAMMA_ADVICE}", stacklevel=2)
-        super().__init__(
-            num_train_timesteps=num_train_timesteps,
-            shift=shift,
-            use_dynamic_shifting=use_dynamic_shifting,
-            base_shift=base_shift,
-            max_shift=max_shift,
-            base_image_seq_len=base_image_seq_len,
-            max_image_seq_len=max_image_seq_len,
-            invert_sigmas=invert_sigmas,
-            shift_terminal=shift_terminal,
-            use_karras_sigmas=use_karras_sigmas,
-            use_exponential_sigmas=use_exponential_sigmas,
-            use_beta_sigmas=use_beta_sigmas,
-            time_shift_type=time_shift_type,
-            stochastic_sampling=stochastic_sampling,
-        )
+        if c.use_karras_sigmas and c.gamma == 1:
+            warnings.warn(f"gamma=1 with use_karras_sigmas=True. {GAMMA_ADVICE}", stacklevel=3)
 
     def set_timesteps(
         self,
