@@ -1,4 +1,4 @@
-"""The `dmkit` command: sample, invert, evaluate and tune, on shipped models and your own.
+"""The `dmkit` command: sample, invert, edit, evaluate and tune, on shipped models and your own.
 
 Every heavy import stands inside the command that needs it, so that `dmkit --help` answers at once.
 """
@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import DmkitError
-from . import demo, evaluate, invert, models, sample, tune
+from . import demo, edit, evaluate, invert, models, sample, tune
 
 # Of click or of Typer's own copy of it, by Typer's version.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
@@ -50,6 +50,7 @@ app = typer.Typer(
 app.command("models")(models.models)
 app.command("sample")(sample.sample)
 app.command("invert")(invert.invert)
+app.command("edit")(edit.edit)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(tune.app, name="tune")
 app.command("demo")(demo.demo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,20 @@ def errors(original: Tensor, returned: Tensor) -> dict[str, float]:
     return {"max_abs": max_abs_error(returned, original), "psnr_db": psnr(returned, original)}
 
 
+def flat(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """{"pixels": {"max_abs": …}} -> {"pixels_max_abs": …}."""
+    return {f"{name}_{key}": value for name, error in found.items() for key, value in error.items()}
+
+
+def comparison(pictures: Sequence[Image], labels: Sequence[str]) -> Image:
+    """Pictures of one size side by side under their labels, enlarged to about 160 pixels."""
+    from ..images import side_by_side
+
+    scale = max(1, 160 // pictures[0].width)
+    shown = [picture.resize((picture.width * scale, picture.height * scale), 0) for picture in pictures]
+    return side_by_side(shown, labels)
+
+
 def invert(
     model: options.Model,
     image: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The image to invert.")],
@@ -73,7 +88,7 @@ def invert(
     """
     import torch
 
-    from ..images import save_png, side_by_side, to_pil
+    from ..images import save_png, to_pil
     from ..schedulers import decode, encode, reconstruct
     from ..schedulers import invert as run
     from . import _work as work
@@ -101,7 +116,6 @@ def invert(
 
     folder = work.fresh_folder(out)
     pair.save_pretrained(folder)
-    figures = {f"{space}_{key}": value for space, error in found.items() for key, value in error.items()}
     about = work.provenance(
         model=model,
         image=image.name,
@@ -113,14 +127,12 @@ def invert(
         prompt=prompt,
         guidance_scale=guidance_scale if prompt is not None else None,
         bit_equal=exact,
-        **figures,
+        **flat(found),
     )
     after = to_pil(returned.image[0])
     save_png(after, folder / "reconstruction.png", about)
-    scale = max(1, 160 // picture.width)
-    shown = [p.resize((p.width * scale, p.height * scale), 0) for p in (picture, after)]
     labels = ["original", f"{method}, {steps} steps\nPSNR {found['pixels']['psnr_db']:.1f} dB"]
-    save_png(side_by_side(shown, labels), folder / "comparison.png", about)
+    save_png(comparison((picture, after), labels), folder / "comparison.png", about)
     for space, error in found.items():
         typer.echo(f"{space}: max error {error['max_abs']:.3g}, PSNR {error['psnr_db']:.1f} dB")
     typer.echo(f"bit for bit the same: {'yes' if exact else 'no'}")

@@ -24,6 +24,15 @@ __all__, __getattr__ = exports(
         "bdia.edm": ("BDIAEDMScheduler",),
         "bdia.dpm": ("BDIADPMSolverMultistepScheduler",),
         "bdia.edict": ("EDICTScheduler", "EDICTInverseScheduler"),
-        "bdia": ("BDIALatentPair", "decode", "edit", "encode", "invert", "reconstruct"),
+        "bdia": (
+            "BDIALatentPair",
+            "decode",
+            "difference_mask",
+            "edit",
+            "edit_image",
+            "encode",
+            "invert",
+            "reconstruct",
+        ),
     },
 )

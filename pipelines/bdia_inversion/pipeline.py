@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from dmkit.schedulers import BDIALatentPair, edit, encode, invert, reconstruct
+from dmkit.schedulers.bdia import hosting
 
 
 @dataclass
@@ -38,54 +38,11 @@ class BDIAInversionOutput(BaseOutput):
     pixel_error: float | None
 
 
-class BDIAInversionPipeline(DiffusionPipeline):
+class BDIAInversionPipeline(hosting.HostPipeline):
     """Inverts an image exactly and runs it back, as it was or under another prompt.
 
     The components are those of a Stable Diffusion model, or `unet` and `scheduler` alone.
     """
-
-    _optional_components = [  # noqa: RUF012  (Diffusers reads a list)
-        "vae",
-        "text_encoder",
-        "tokenizer",
-        "safety_checker",
-        "feature_extractor",
-        "image_encoder",
-    ]
-
-    def __init__(
-        self,
-        unet: Any,
-        scheduler: Any,
-        vae: Any = None,
-        text_encoder: Any = None,
-        tokenizer: Any = None,
-        safety_checker: Any = None,
-        feature_extractor: Any = None,
-        image_encoder: Any = None,
-        requires_safety_checker: bool = False,
-    ):
-        super().__init__()
-        self.register_modules(
-            unet=unet,
-            scheduler=scheduler,
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
-
-    def inner(self) -> DiffusionPipeline:
-        """Diffusers' own pipeline over the same components, with this one's progress bar settings."""
-        if self.vae is None:
-            pipe = DDPMPipeline(unet=self.unet, scheduler=self.scheduler)
-        else:
-            pipe = StableDiffusionPipeline(**self.components, requires_safety_checker=False)
-        pipe.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
-        return pipe
 
     @torch.no_grad()
     def __call__(
@@ -138,7 +95,5 @@ class BDIAInversionPipeline(DiffusionPipeline):
                 pixel_error = (result.image - image.to(result.image.device)).abs().max().item()
         else:
             result = edit(pipe, pair, target_prompt, guidance_scale=target_guidance_scale)
-        images = (result.image.float() / 2 + 0.5).clamp(0, 1)
-        if output_type == "pil":
-            images = self.numpy_to_pil(images.permute(0, 2, 3, 1).cpu().numpy())
+        images = self.pictures(result.image, output_type)
         return BDIAInversionOutput(images, pair, result.latents, latent_error, pixel_error)

@@ -1,4 +1,5 @@
-"""Exact inversion: the BDIA schedulers, EDICT as their baseline, and `invert`, `reconstruct`, `edit`.
+"""Exact inversion: the BDIA schedulers, EDICT as their baseline, and `invert`, `reconstruct`, `edit`,
+`edit_image`.
 
 The scheduler modules are registered by the parent package, as components that a saved pipeline may name. What
 works on whole pipelines is no such component and is imported when it is first asked for.
@@ -10,8 +11,11 @@ from typing import Any
 _HOME = {
     "invert": "inversion",
     "reconstruct": "inversion",
-    "edit": "inversion",
     "Regenerated": "inversion",
+    "edit": "editing",
+    "edit_image": "editing",
+    "difference_mask": "editing",
+    "EditedImage": "editing",
     "BDIALatentPair": "pair",
     "encode": "images",
     "decode": "images",

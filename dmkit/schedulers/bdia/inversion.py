@@ -1,6 +1,6 @@
-"""`invert`, `reconstruct` and `edit`: exact inversion through an unmodified Diffusers pipeline.
+"""`invert` and `reconstruct`: exact inversion through an unmodified Diffusers pipeline.
 
-All three run the pipeline as any user would, with a scheduler of ours in the place of its own (`calling`).
+They run the pipeline as any user would, with a scheduler of ours in the place of its own (`calling`).
 
 An inversion follows the model's ODE: `clip_sample` and `thresholding`, which are no part of it, are off here
 whatever the pipeline's scheduler says.
@@ -26,7 +26,7 @@ from .edict import EDICTInverseScheduler, EDICTScheduler
 from .flow import BDIAFlowMatchEulerDiscreteInverseScheduler, BDIAFlowMatchEulerDiscreteScheduler
 from .images import decode, encode
 from .pair import BDIALatentPair, fingerprint
-from .trajectory import StatePair, check_steps
+from .trajectory import StatePair, Watch, check_steps
 from .vp import refuse_noise
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class PlainDDIMInverseScheduler(DDIMInverseScheduler):
     def set_start(self, end: torch.Tensor, *, num_levels: int | None = None) -> torch.Tensor:
         """The run covers the lowest `num_levels` levels; returns the state to start from."""
         self._num_levels = num_levels
-        return end
+        return end.contiguous()
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Lays out the run, t_1 … t_K."""
@@ -93,7 +93,7 @@ class PlainDDIMInverseScheduler(DDIMInverseScheduler):
 
     def pop_pair(self) -> StatePair:
         """(z_K, None, timesteps): plain DDIM inversion has no second state."""
-        return StatePair(self._last.double(), None, self.timesteps.flip(0))
+        return StatePair(self._last.double().contiguous(), None, self.timesteps.flip(0))
 
 
 def invert(
@@ -172,10 +172,18 @@ def invert(
     )
 
 
-def reconstruct(pipe: DiffusionPipeline, pair: BDIALatentPair, **pipe_kwargs: Any) -> Regenerated:
+def reconstruct(
+    pipe: DiffusionPipeline, pair: BDIALatentPair, *, watch: Watch | None = None, **pipe_kwargs: Any
+) -> Regenerated:
     """Runs a pair back under the conditions it was made with: the image that was inverted.
 
     BDIA takes one network call less than the inversion, EDICT and DDIM as many.
+
+    Args:
+        pipe: the pipeline the pair was made with.
+        pair: from `invert`.
+        watch: is shown the states after each network call.
+        pipe_kwargs: what `invert` was given.
 
     Raises:
         ValueError: the pair was made with another model, noise schedule or shape.
@@ -185,49 +193,22 @@ def reconstruct(pipe: DiffusionPipeline, pair: BDIALatentPair, **pipe_kwargs: An
         raise ValueError(
             f"The pair was made with model {made_with}, this pipeline's is {here}: not reversible."
         )
-    return _run_back(pipe, pair, pair.prompt, pair.guidance_scale, pipe_kwargs)
+    return run_back(pipe, pair, pair.prompt, pair.guidance_scale, pipe_kwargs, watch)
 
 
-def edit(
+def run_back(
     pipe: DiffusionPipeline,
     pair: BDIALatentPair,
     prompt: str | list[str] | None,
-    *,
-    guidance_scale: float | None = None,
-    **pipe_kwargs: Any,
+    guidance_scale: float,
+    pipe_kwargs: dict[str, Any],
+    watch: Watch | None = None,
 ) -> Regenerated:
-    """Runs a pair back under another prompt: the edited image.
-
-    Args:
-        pipe: the pipeline the pair was made with, or a fine-tuned one.
-        pair: from `invert`, best with gamma in [0.92, 1] and strength about 0.8.
-        prompt: what the image shall show.
-        guidance_scale: guidance on the way down; the inversion's by default.
-        pipe_kwargs: passed to the pipeline, such as `negative_prompt`.
+    """Runs a pair back under any prompt and guidance; what `reconstruct` and `edit` share.
 
     Raises:
         ValueError: the pair was made with another noise schedule or shape.
     """
-    if pair.model_fingerprint != fingerprint(denoiser(pipe)):
-        warnings.warn("The pair was made with another model: a foreign noise code.", stacklevel=2)
-    if guidance_scale is None:
-        guidance_scale = pair.guidance_scale
-    elif guidance_scale != pair.guidance_scale and prompt == pair.prompt:
-        warnings.warn(
-            f"The pair was made with guidance_scale={pair.guidance_scale}, not {guidance_scale}: with its "
-            "own prompt this is not a reconstruction.",
-            stacklevel=2,
-        )
-    return _run_back(pipe, pair, prompt, guidance_scale, pipe_kwargs)
-
-
-def _run_back(
-    pipe: DiffusionPipeline,
-    pair: BDIALatentPair,
-    prompt: Any,
-    guidance_scale: float,
-    pipe_kwargs: dict[str, Any],
-) -> Regenerated:
     for key in _MODEL_KEYS:
         made_with, here = pair.scheduler_config.get(key), _plain(pipe.scheduler.config).get(key)
         if key in pair.scheduler_config and key in pipe.scheduler.config and made_with != here:
@@ -241,6 +222,7 @@ def _run_back(
         )
     sampler_class, _ = _classes(pair.method, "shift" in pair.scheduler_config)
     sampler = sampler_class.from_config(pair.scheduler_config)
+    sampler.watch = watch
     start = sampler.set_start(pair.z_T, pair.z_T_prev, pair.timesteps)
     latents = call(pipe, sampler, start, pair.num_inference_steps, prompt, guidance_scale, pipe_kwargs).end
     return Regenerated(latents, decode(pipe, latents))

@@ -10,7 +10,8 @@ comparison waits for the device.
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -18,6 +19,12 @@ from .recurrence import Level
 
 Call = tuple[int, int]
 """One network call: (level of the state, level whose timestep the network is given)."""
+
+States: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""(state, partner) after a network call, in the state dtype; EDICT's are its coupled states."""
+
+Watch: TypeAlias = Callable[[int, States], States]
+"""Given the number of the call in its run (from 0) and what it led to; returns what the run goes on with."""
 
 
 class StatePair(NamedTuple):
@@ -55,6 +62,7 @@ class Trajectory:
     _edited: torch.Tensor | None = None
     _step_index: int | None = None
     _begin_index: int | None = None
+    watch: Watch | None = None
 
     def _calls(self, num_levels: int, resumed: bool) -> list[Call]:
         """The network calls of a run over levels num_levels … 0; `resumed`: it starts with a partner."""
@@ -104,6 +112,8 @@ class Trajectory:
         count = len(timesteps) if timesteps is not None else num_levels
         if count is not None and count < 2:
             raise ValueError(f"A reversible trajectory needs at least two levels, got {count}.")
+        # One memory layout for the network, whatever the states came in: kernels round by layout.
+        end, before = end.contiguous(), None if before is None else before.contiguous()
         state, partner = (end, None) if before is None else self._arrange(end, before)
         self._start = _Start(state, partner, timesteps, count)
         return state
@@ -198,9 +208,12 @@ class Trajectory:
         if start.partner is not None:
             self._partner = self._prepare(start.partner.to(sample.device, dtype))
 
-    def _leave(self, state: torch.Tensor, partner: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-        """Keeps the new state and its partner; returns the state in the dtype of `like`."""
+    def _leave(self, state: torch.Tensor, partner: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Keeps the new state and its partner, by way of `watch`; returns the state in `like`'s dtype."""
         assert self._step_index is not None
+        if self.watch is not None:
+            state, partner = self.watch(self._step_index, (state, partner))
+        state, partner = state.contiguous(), partner.contiguous()
         self._master, self._partner = state, partner
         self._step_index += 1
         return state.to(like.dtype)
