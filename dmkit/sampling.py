@@ -73,7 +73,7 @@ def generate(
     num_inference_steps: int,
     seeds: Sequence[int],
     *,
-    prompt: str | None = None,
+    prompt: str | Sequence[str] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     **arguments: Any,
 ) -> Tensor:
@@ -84,7 +84,7 @@ def generate(
         scheduler: the scheduler to sample with.
         num_inference_steps: its steps.
         seeds: one seed an image.
-        prompt: for text-to-image pipelines, the text that all images share.
+        prompt: for text-to-image pipelines, the text that all images share, or one for each seed.
         on_step: called after each step with (steps done, steps in all).
         arguments: for text-to-image pipelines, passed to the pipeline (`guidance_scale`, `negative_prompt`,
             …).
@@ -93,7 +93,8 @@ def generate(
         Images (len(seeds), C, H, W) in [-1, 1], float32, on the CPU.
 
     Raises:
-        ValueError: a prompt for a model that takes none, or none for one that needs it.
+        ValueError: a prompt for a model that takes none, none for one that needs it, or a list of prompts
+            that are not one for each seed.
     """
     takes_text = hasattr(pipe, "tokenizer")
     if takes_text != (prompt is not None):
@@ -104,6 +105,9 @@ def generate(
             raise ValueError(f"{type(pipe).__name__} is unconditional: it takes no {', '.join(arguments)}.")
         images = sample_batch(pipe.unet, scheduler, num_inference_steps, seeds, on_step=on_step)
         return images.float().clamp(-1, 1).cpu()
+    prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt or [])
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds need as many prompts, not {len(prompts)}.")
     # Pipelines want as many negative prompts as prompts.
     arguments = {k: [v] * len(seeds) if isinstance(v, str) else v for k, v in arguments.items()}
     original, pipe.scheduler = pipe.scheduler, scheduler
@@ -115,7 +119,7 @@ def generate(
 
     try:
         images = pipe(
-            [prompt] * len(seeds),
+            prompts,
             num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="pt",
@@ -135,9 +139,18 @@ def generate_batches(
     *,
     seed: int = 0,
     batch_size: int = 64,
+    prompt: str | Sequence[str] | None = None,
     **arguments: Any,
 ) -> Iterator[Tensor]:
-    """Batches of images with seeds `seed`, `seed + 1`, …; see `generate` for the other arguments."""
-    for start in range(seed, seed + num_images, batch_size):
-        seeds = range(start, min(start + batch_size, seed + num_images))
-        yield generate(pipe, scheduler, num_inference_steps, seeds, **arguments)
+    """Batches of images with seeds `seed`, `seed + 1`, …; see `generate` for the other arguments.
+
+    Raises:
+        ValueError: as `generate`; a list of prompts must hold one for each image.
+    """
+    if not (prompt is None or isinstance(prompt, str) or len(prompt) == num_images):
+        raise ValueError(f"{num_images} images need as many prompts, not {len(prompt)}.")
+    for start in range(0, num_images, batch_size):
+        here = slice(start, min(start + batch_size, num_images))
+        seeds = range(seed + here.start, seed + here.stop)
+        text = prompt if prompt is None or isinstance(prompt, str) else prompt[here]
+        yield generate(pipe, scheduler, num_inference_steps, seeds, prompt=text, **arguments)

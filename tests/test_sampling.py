@@ -50,6 +50,48 @@ def test_prompts_for_unconditional_models_are_refused(pipe):
         generate(pipe, pipe.scheduler, 2, [0], guidance_scale=3.0)
 
 
+class Texts:
+    """Stands for a text-to-image pipeline whose image is its prompt's length."""
+
+    tokenizer, scheduler = object(), None
+
+    def __call__(self, prompts, generator, **arguments):
+        assert len(prompts) == len(generator)
+        self.seeds = [one.initial_seed() for one in generator]
+        pixels = torch.tensor([len(prompt) / 10 for prompt in prompts])
+        return type("Output", (), {"images": pixels.view(-1, 1, 1, 1)})
+
+
+def test_each_image_may_have_a_prompt_of_its_own():
+    pipe, prompts = Texts(), ["a", "bb", "ccc", "dddd", "eeeee"]
+    batches = list(generate_batches(pipe, None, 1, 5, seed=3, batch_size=2, prompt=prompts))
+    lengths = [round((value + 1) * 5) for batch in batches for value in batch.flatten().tolist()]
+    assert lengths == [1, 2, 3, 4, 5]
+    assert pipe.seeds == [7]
+    (shared,) = generate_batches(pipe, None, 1, 2, prompt="ccc")
+    assert len(shared.unique()) == 1
+    with pytest.raises(ValueError, match="4 images need as many prompts, not 5"):
+        next(generate_batches(pipe, None, 1, 4, prompt=prompts))
+    with pytest.raises(ValueError, match="2 seeds need as many prompts, not 5"):
+        generate(pipe, None, 1, [0, 1], prompt=prompts)
+    with pytest.raises(ValueError, match="Texts needs a prompt"):
+        generate(pipe, None, 1, [0])
+
+
+def test_a_single_model_has_a_path_and_is_no_pipeline(tmp_path, tiny_pipeline, monkeypatch):
+    import shutil
+
+    shutil.copytree(tiny_pipeline, tmp_path / "clothes")
+    (tmp_path / "judge").mkdir()
+    for name in ("clothes", "judge"):
+        (tmp_path / name / "README.md").write_text(f"# {name}\n\nA model.\n")
+    monkeypatch.setattr(zoo, "_HOME", tmp_path)
+    assert [entry.name for entry in zoo.list()] == ["clothes"]
+    assert zoo.path("judge") == str(tmp_path / "judge")
+    with pytest.raises(FileFormatError, match="judge is not a Diffusers pipeline"):
+        zoo.load("judge")
+
+
 def test_loading_says_what_is_wrong(tmp_path, tiny_pipeline):
     assert type(zoo.load(str(tiny_pipeline))).__name__ == "DDPMPipeline"
     with pytest.raises(ValueError, match="Did you mean 'fashion'"):

@@ -5,8 +5,9 @@
 
     pipe = DiffusionPipeline.from_pretrained(dmkit.zoo.path("fashion"))
 
-Each checkpoint is a folder in Diffusers' layout beside a model card (`README.md`) and a few held-out
-`examples/`.
+Each checkpoint is a folder in Diffusers' layout with a model card (`README.md`). A pipeline may have a few
+held-out `examples/`; a folder without `model_index.json` is a single model, such as an evaluator, for the
+`from_pretrained` of its class.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _HOME = Path(__file__).parent
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """One shipped checkpoint: its name, folder, one-line description and pipeline class."""
+    """One shipped pipeline: its name, folder, one-line description and pipeline class."""
 
     name: str
     folder: Path
@@ -36,7 +37,7 @@ class ZooEntry:
 
 
 def list() -> builtins.list[ZooEntry]:
-    """All shipped checkpoints, by name."""
+    """All shipped pipelines, by name."""
     entries = []
     for index in sorted(_HOME.glob("*/model_index.json")):
         card = (index.parent / "README.md").read_text(encoding="utf-8")
@@ -49,15 +50,15 @@ def list() -> builtins.list[ZooEntry]:
 
 
 def path(name: str) -> str:
-    """The folder of a shipped checkpoint, for `DiffusionPipeline.from_pretrained`.
+    """The folder of a shipped pipeline or single model, for `from_pretrained`.
 
     Raises:
         ValueError: no checkpoint of this name ships; the message names the nearest one.
     """
-    known = {entry.name: entry for entry in list()}
+    known = {card.parent.name: card.parent for card in _HOME.glob("*/README.md")}
     if name not in known:
         raise unknown_name("zoo model", name, known)
-    return str(known[name].folder)
+    return str(known[name])
 
 
 def examples(name: str) -> builtins.list[Path]:
