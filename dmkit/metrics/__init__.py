@@ -1,4 +1,5 @@
-"""Figures for generated images (Fréchet distance, KID, precision and recall, diversity) and for round trips.
+"""Figures for generated images (Fréchet distance, KID, precision and recall, diversity), for images against
+their prompts, and for round trips.
 
     from dmkit import data, metrics
 
@@ -12,9 +13,17 @@ features are those of Inception-v3, which none of the packages here carries.
 
 from .distances import pairwise_diversity, precision_recall
 from .evaluate import FeatureSet, describe, evaluate_images
+from .evaluator import PromptEvaluator
 from .features import EfficientNetLite0, Extractor
 from .frechet import Moments, frechet_distance, frechet_interval
 from .kernel import Estimate, kid
+from .prompts import (
+    concept_accuracy,
+    concept_recall,
+    evaluate_prompts,
+    named_concepts,
+    retrieval,
+)
 from .roundtrip import max_abs_error, psnr, round_trip_error, ssim
 
 __all__ = [
@@ -23,15 +32,21 @@ __all__ = [
     "Extractor",
     "FeatureSet",
     "Moments",
+    "PromptEvaluator",
+    "concept_accuracy",
+    "concept_recall",
     "describe",
     "evaluate_images",
+    "evaluate_prompts",
     "frechet_distance",
     "frechet_interval",
     "kid",
     "max_abs_error",
+    "named_concepts",
     "pairwise_diversity",
     "precision_recall",
     "psnr",
+    "retrieval",
     "round_trip_error",
     "ssim",
 ]

@@ -63,11 +63,17 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 1 or 3, H, W) in [-1, 1] -> (B, 1280) float32."""
+        return self.maps(images).mean((2, 3))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Images (B, 1 or 3, H, W) in [-1, 1] -> the features before pooling, (B, 1280, size/32, size/32)
+        float32.
+        """
         images = images.float().expand(-1, 3, -1, -1)
         if images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         levels = (images + 1) * 127.5
-        return self.network.extract_features((levels - 127) / 128).mean((2, 3))
+        return self.network.extract_features((levels - 127) / 128)
 
 
 def _network() -> Any:
