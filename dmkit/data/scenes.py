@@ -304,7 +304,14 @@ class Studio:
 
     def __init__(self, art: Mapping[str, Art], resolution: int = RESOLUTION):
         self.art, self.resolution = art, resolution
-        self._tile = cache(self._make_tile)
+        self._tiles: dict[tuple[str, Thing, int], Image.Image] = {}
+
+    def _tile(self, style: str, thing: Thing, side: int) -> Image.Image:
+        """A thing's picture (RGBA, side x side), kept once it is made."""
+        key = style, thing, side
+        if key not in self._tiles:
+            self._tiles[key] = self._make_tile(*key)
+        return self._tiles[key]
 
     def _make_tile(self, style: str, thing: Thing, side: int) -> Image.Image:
         picture = self.art[STYLES[style]].picture(SUBJECTS[thing.subject])
@@ -355,7 +362,7 @@ def _decode(studio: Studio, split: str, index: int) -> Tensor:
 def load(split: str, resolution: int | None, root: Path | None) -> ImageDataset:
     """Captioned scenes of emoji: 60,000 to "train", 2,000 each in "test" and "unseen", 32x32 RGB by default.
 
-    About 140 subjects in the styles of two vendors (`noto`, `twemoji`), some in six colours, on eight flat
+    156 subjects in the styles of two vendors (`noto`, `twemoji`), some in six colours, on eight flat
     backgrounds, large, small in one of five places, or two side by side. Pictures are drawn when they are
     read.
     Source: the npm packages `emoji-datasource-google` and `-twitter`. Licence: code MIT, art Apache-2.0 and

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import tarfile
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from PIL import Image
@@ -29,17 +30,34 @@ def digest(content: bytes) -> str:
 
 def emoji_archive(vendor: str, count: int = 20) -> bytes:
     """An npm package in miniature; picture k is a frame of colour (k, 0, 0) around a transparent hole."""
-    files = {}
-    entries = []
+    frames = []
     for k in range(count):
         pixels = np.zeros((64, 64, 4), np.uint8)
         pixels[..., 0], pixels[..., 3] = k, 255
         pixels[4:60, 4:60] = 0
+        frames.append((f"face{k}", f"FACE NUMBER {k}", pixels))
+    return _emoji_package(vendor, frames)
+
+
+def flat_emoji_archive(vendor: str, colours: Mapping[str, tuple[int, int, int]]) -> bytes:
+    """An npm package in which the emoji of each short name is a square of one colour."""
+    squares = (
+        (name, name.upper(), np.full((64, 64, 4), (*colour, 255), np.uint8))
+        for name, colour in colours.items()
+    )
+    return _emoji_package(vendor, squares)
+
+
+def _emoji_package(vendor: str, pictures: Iterable[tuple[str, str, np.ndarray]]) -> bytes:
+    """A package of (short name, name, RGBA pixels)."""
+    files = {}
+    entries = []
+    for k, (short_name, name, pixels) in enumerate(pictures):
         files[f"package/img/{vendor}/64/{k:04x}.png"] = png(pixels)
         entries.append(
             {
-                "name": f"FACE NUMBER {k}",
-                "short_names": [f"face{k}"],
+                "name": name,
+                "short_names": [short_name],
                 "category": "AB"[k % 2],
                 "image": f"{k:04x}.png",
             }
