@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from dmkit import data
+from dmkit.data import ImageDataset
 from dmkit.training.arguments import TrainingArguments, parse_arguments
 from dmkit.training.autoencoding import AutoencodingTask, TrainableAutoencoder
 from dmkit.training.trainer import Trainer
@@ -60,10 +61,30 @@ def images_only(items: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {"images": torch.stack([item["images"] for item in items])}
 
 
+def load_sets(names: list[str], resolution: int) -> list[ImageDataset]:
+    """The training sets, all with the channels of the first."""
+    first = data.load(names[0], split="train", resolution=resolution)
+    others = [
+        data.load(name, split="train", resolution=resolution, channels=first.channels) for name in names[1:]
+    ]
+    return [first, *others]
+
+
+def example_images(trained: ImageDataset, count: int) -> Tensor:
+    """Test images for the sample grid; where a set has no such split, images that are trained on."""
+    try:
+        shown = data.load(
+            trained.name, split="test", resolution=trained.resolution, channels=trained.channels
+        )
+    except ValueError:
+        shown = trained
+    return images_only(shown.__getitems__(range(min(count, len(shown)))))["images"]
+
+
 def main(argv: list[str] | None = None) -> None:
     model, training = parse_arguments(ModelArguments, TrainingArguments, description=__doc__, argv=argv)
     set_seed(training.seed)
-    sets = [data.load(name, split="train", resolution=model.resolution) for name in model.dataset_name]
+    sets = load_sets(model.dataset_name, model.resolution)
     repeated = [s for s, times in zip(sets, model.dataset_repeats, strict=True) for _ in range(times)]
     levels = len(model.block_out_channels)
     vae = TrainableAutoencoder(
@@ -77,12 +98,10 @@ def main(argv: list[str] | None = None) -> None:
         latent_channels=model.latent_channels,
         norm_num_groups=model.norm_num_groups,
     )
-    shown = data.load(model.dataset_name[0], split="test", resolution=model.resolution)
-    items = shown.__getitems__(range(min(model.eval_batch_size, len(shown))))
     task = AutoencodingTask(
         vae,
         kl_weight=model.kl_weight,
-        examples=images_only(items)["images"],
+        examples=example_images(sets[0], model.eval_batch_size),
         scaling_images=images_only(sets[0].__getitems__(range(min(2048, len(sets[0])))))["images"],
     )
     Trainer(task, ConcatDataset(repeated), training, collate_fn=images_only).train()

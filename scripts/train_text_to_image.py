@@ -91,7 +91,13 @@ def new_pipeline(model: ModelArguments) -> StableDiffusionPipeline:
         text_encoder=text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(model.text_encoder),
         unet=unet,
-        scheduler=DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        scheduler=DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            steps_offset=1,
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -111,12 +117,6 @@ def main(argv: list[str] | None = None) -> None:
         if not is_xformers_available():
             raise MissingExtraError("xformers", "xformers")
         pipe.unet.enable_xformers_memory_efficient_attention()
-    dataset = data.load(
-        model.dataset_name, split="train", resolution=model.resolution, caption_column=model.caption_column
-    )
-    name = Path(model.dataset_name).name
-    cache = Path(model.cache_dir) / f"{name}-{model.resolution}.safetensors"
-    rows = encode_dataset(dataset, pipe.vae, pipe.text_encoder, pipe.tokenizer, cache)
     kind = model.prediction_type
     if model.pretrained_model_name_or_path is not None:
         kind = pipe.scheduler.config.prediction_type
@@ -128,6 +128,10 @@ def main(argv: list[str] | None = None) -> None:
         prompts=model.validation_prompts,
         guidance_scale=model.guidance_scale,
     )
+    dataset = data.load(
+        model.dataset_name, split="train", resolution=model.resolution, caption_column=model.caption_column
+    )
+    rows = encode_dataset(dataset, pipe.vae, pipe.text_encoder, pipe.tokenizer, Path(model.cache_dir))
     Trainer(task, rows, training).train()
 
 

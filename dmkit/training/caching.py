@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -59,7 +60,7 @@ def _fingerprint(path: Path) -> str | None:
     try:
         with safe_open(str(path), "pt") as file:
             return (file.metadata() or {}).get("fingerprint")
-    except Exception:  # a truncated or foreign file: its own exception class is not public
+    except (OSError, SafetensorError):  # truncated or foreign: built anew
         return None
 
 
@@ -68,7 +69,7 @@ def weights_fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -109,9 +110,9 @@ def _progress(batches: Any, count: int, batch_size: int, what: str) -> Iterator[
 
 
 def encode_dataset(
-    dataset: ImageDataset, vae: Any, text_encoder: Any, tokenizer: Any, path: Path
+    dataset: ImageDataset, vae: Any, text_encoder: Any, tokenizer: Any, folder: Path
 ) -> CachedTensors:
-    """Latents and caption embeddings of a captioned data set, cached in `path`.
+    """Latents and caption embeddings of a captioned data set, cached in two files of `folder`.
 
     Returns:
         rows `latent_mean`, `latent_std` (C, h, w) and `embeddings` (L, D).
@@ -122,13 +123,17 @@ def encode_dataset(
     captions = dataset.captions
     if captions is None:
         raise FileFormatError(f"{dataset.name} has no captions.")
-    texts = hashlib.sha256("\n".join(captions).encode()).hexdigest()[:16]
-    parts = [dataset.fingerprint(), texts, weights_fingerprint(vae), weights_fingerprint(text_encoder)]
-    return cached(
-        path,
-        "-".join(parts),
-        lambda: {
-            **encode_images(dataset, vae),
-            "embeddings": encode_prompts(captions, text_encoder, tokenizer),
-        },
+    name = f"{Path(dataset.name).name}-{dataset.split}-{dataset.resolution}"
+    latents = cached(
+        folder / f"{name}-latents.safetensors",
+        f"{dataset.fingerprint()}-{weights_fingerprint(vae)}",
+        lambda: encode_images(dataset, vae),
     )
+    words = json.dumps([list(captions), tokenizer.get_vocab()], sort_keys=True)
+    texts = hashlib.sha256(words.encode()).hexdigest()[:16]
+    embeddings = cached(
+        folder / f"{name}-captions.safetensors",
+        f"{texts}-{weights_fingerprint(text_encoder)}",
+        lambda: {"embeddings": encode_prompts(captions, text_encoder, tokenizer)},
+    )
+    return CachedTensors({**latents.tensors, **embeddings.tensors})

@@ -4,6 +4,7 @@ import colorsys
 import hashlib
 import pickle
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_a_caption_says_what_is_drawn_and_nothing_else(seed):
 def test_articles_fit_the_word_that_follows(seed):
     _, caption = drawn(seed)
     words = caption.replace(",", "").split()
-    for article, word in zip(words, words[1:], strict=False):
+    for article, word in pairwise(words):
         if article in ("a", "an"):
             vowel = word[0] in "aeiou" and word != "unicorn"
             assert (article == "an") == vowel, caption

@@ -1,7 +1,6 @@
 """`scripts/train_unconditional.py` as a user runs it: whole processes, killed, resumed, and in pairs."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -11,11 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from running_scripts import ENVIRONMENT, run_script, script, script_main
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = str(ROOT / "scripts" / "train_unconditional.py")
 COMMON = [
     *(
         "--dataset_name",
@@ -34,25 +31,13 @@ COMMON = [
     *("--save_images_epochs", "0", "--report_to", "none", "--dropout", "0.1"),
 ]
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.fixture(scope="module")
 def main():
-    """The script's `main`, for what needs no process of its own; on one thread, as the processes run."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import train_unconditional
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield lambda *arguments: train_unconditional.main([*COMMON, *arguments])
-    torch.set_num_threads(threads)
-    sys.path.remove(str(ROOT / "scripts"))
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
+    """The script's `main`, for what needs no process of its own."""
+    with script_main("train_unconditional") as main:
+        yield lambda *arguments: main([*COMMON, *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +57,9 @@ def test_kill_at_any_moment_then_resume_gives_the_same_bytes(straight, main, tmp
     for first in (1, 3):
         # A checkpoint every step: most of the time is spent writing, so most kills land inside a write.
         process = subprocess.Popen(
-            [sys.executable, SCRIPT, *COMMON, *arguments], env=ENVIRONMENT, stderr=subprocess.DEVNULL
+            [sys.executable, script("train_unconditional"), *COMMON, *arguments],
+            env=ENVIRONMENT,
+            stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 300
         while not (tmp_path / f"checkpoint-{first}").exists() and process.poll() is None:
@@ -90,14 +77,8 @@ def test_kill_at_any_moment_then_resume_gives_the_same_bytes(straight, main, tmp
 
 
 def test_two_processes_train_what_one_trains(straight, main, tmp_path):
-    # `accelerate launch --cpu --num_processes 2` of Accelerate 1.15 starts one process; torchrun starts two,
-    # which Accelerate then joins.
     two = ["--output_dir", str(tmp_path / "two"), "--train_batch_size", "4", "--checkpointing_steps", "8"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", SCRIPT, *COMMON, *two]
-    done = subprocess.run(
-        [*launch, "--dropout", "0.0"], capture_output=True, text=True, env=ENVIRONMENT, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("train_unconditional", *COMMON, *two, "--dropout", "0.0", processes=2)
     assert json.loads((tmp_path / "two/checkpoint-8/state.json").read_text())["processes"] == 2
     one = ["--output_dir", str(tmp_path / "one"), "--train_batch_size", "8", "--checkpointing_steps", "0"]
     main(*one, "--dropout", "0.0")

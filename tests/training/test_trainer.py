@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 from torch import nn
@@ -16,12 +15,6 @@ from dmkit.training.arguments import TrainingArguments
 from dmkit.training.checkpoint import checkpoints
 from dmkit.training.denoising import DenoisingTask
 from dmkit.training.trainer import Task, Trainer
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    """Accelerate keeps its precision in a process-wide state; every test starts without it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Ramp(torch.utils.data.Dataset):
