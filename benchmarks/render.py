@@ -148,6 +148,62 @@ def bdia_fashion(content: dict[str, Any]) -> str:
     return text
 
 
+EDITING = {
+    "background_psnr_db": "background, PSNR dB",
+    "background_psnr_to_vae_db": "to the VAE's",
+    "background_features": "features",
+    "target_score": "target score",
+    "target_seen": "concept seen",
+}
+
+
+def emoji_editing(content: dict[str, Any]) -> str:
+    """Reconstruction; edits, a row a method and setting; the same by kind at one setting; the picture."""
+
+    def decibels(value: float | None) -> str:
+        return "exact" if value is None else f"{value:.1f}"
+
+    def figures(c: dict[str, Any]) -> list[str]:
+        return [decibels(c[k]) if k.endswith("_db") else f"{c[k]:.3f}" for k in columns]
+
+    cells = dict(content["cells"])
+    picture = cells.pop("picture")
+    columns = [key for key in EDITING if key in cells["reference/source"]["all"]]
+    names = [EDITING[key] for key in columns]
+    edits = {tuple(key.split("/")): c for key, c in cells.items() if not key.startswith("reference/")}
+    text = head(content, "Editing held-out emoji")
+    text += (
+        "Guidance a-b: a on the way up, b on the way down. Background: the pixels in which drawn source and "
+        "drawn target agree. Features: 1 - cosine of EfficientNet-Lite0's. Higher is better, but for "
+        "features.\n\n## Reconstruction under the source prompt\n\n"
+    )
+    returned = {
+        (strength, guidance.partition("-")[0], method): c["all"]
+        for (strength, guidance, _, method), c in edits.items()
+        if "latents_max_abs" in c["all"] and method != "diffedit"  # which reconstructs as DDIM does
+    }
+    rows = [
+        [*key, f"{c['latents_max_abs']:.2g}", decibels(c["psnr_db"]), decibels(c["psnr_to_vae_db"])]
+        for key, c in returned.items()
+    ]
+    header = ["strength", "guidance", "method", "largest error of latents", "PSNR dB", "to the VAE's"]
+    text += table(header, rows) + "\n## Edits\n\n"
+    rows = [[*key, *figures(c["all"])] for key, c in edits.items()]
+    rows += [["", "", "", k.partition("/")[2], *figures(c["all"])] for k, c in cells.items() if "ref" in k]
+    text += table(["strength", "guidance", "mask", "method", *names], rows)
+    strength, guidance = str(picture["strength"]), f"{picture['up']:g}-{picture['down']:g}"
+    text += f"\n## By kind of edit, strength {strength}, guidance {guidance}\n\n"
+    rows = [
+        [kind, *key[2:], *figures(c[kind])]
+        for kind in next(iter(edits.values()))
+        for key, c in edits.items()
+        if kind != "all" and key[:2] == (strength, guidance)
+    ]
+    text += table(["kind", "mask", "method", *names], rows)
+    text += "\n![Edits, a column a method](emoji_editing.png)\n\nRows, from the top:\n\n"
+    return text + "".join(f"1. {prompts}\n" for prompts in picture["prompts"])
+
+
 def generic(content: dict[str, Any], title: str) -> str:
     """One row a cell, one table for each kind of cell."""
     text = head(content, title)
@@ -159,7 +215,11 @@ def generic(content: dict[str, Any], title: str) -> str:
 
 
 def main() -> None:
-    special = {"time_shift_fashion": time_shift_fashion, "bdia_fashion": bdia_fashion}
+    special = {
+        "time_shift_fashion": time_shift_fashion,
+        "bdia_fashion": bdia_fashion,
+        "emoji_editing": emoji_editing,
+    }
     for path in sorted(RESULTS.glob("*.json")):
         content = load_json(path)
         title = path.stem.replace("_", " ").capitalize().replace("Bdia", "BDIA")
