@@ -1,0 +1,66 @@
+"""ScaleLong's arguments, shared by the training scripts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..training.trainer import Task
+from .scaling import SkipScaling
+from .stability import StabilityMonitor
+from .unet import ScaleLongUNet2DConditionModel, ScaleLongUNet2DModel
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class ScaleLongArguments:
+    """How the denoiser's long skips are scaled, and whether its stability is measured."""
+
+    scalelong: str | None = field(
+        default=None, metadata=_help("Scale long skips: cs, ls or inv_sqrt2; not given: leave them.")
+    )
+    kappa: float = field(default=0.7, metadata=_help("Coefficient of --scalelong cs, in (0, 1]."))
+    scalelong_index: str = field(
+        default="skip", metadata=_help("What the exponent of --scalelong cs counts: skip or level.")
+    )
+    stability_steps: int = field(
+        default=0, metadata=_help("Steps between two stability reports in output_dir/stability; 0: none.")
+    )
+
+    def __post_init__(self) -> None:
+        if self.scalelong is not None:
+            self.scaling()
+        if self.stability_steps < 0:
+            raise ValueError(f"--stability_steps is {self.stability_steps}; it must be at least 0.")
+
+    def scaling(self) -> SkipScaling:
+        return SkipScaling(self.scalelong or "none", self.kappa, self.scalelong_index)
+
+    def scaled(self, unet: Any) -> Any:
+        """`unet` as it is, or with `--scalelong` a scaled model with its weights."""
+        if self.scalelong is None:
+            return unet
+        scaling = self.scaling()
+        kinds = (ScaleLongUNet2DModel, ScaleLongUNet2DConditionModel)
+        kind = next(kind for kind in kinds if isinstance(unet, kind.STOCK))
+        return kind.from_unet(
+            unet, skip_scaling=scaling.mode, skip_kappa=scaling.kappa, skip_index=scaling.index
+        )
+
+    def join(self, task: Task, output_dir: str) -> None:
+        """Has the task keep to this scaling when it is resumed, and measure its stability where
+        `--stability_steps` says so.
+        """
+        if self.scalelong is not None:
+            task.settings = functools.partial(self._settings, task.settings)  # type: ignore[method-assign]
+        if self.stability_steps:
+            StabilityMonitor(Path(output_dir) / "stability", self.stability_steps).watch(task)
+
+    def _settings(self, others: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return {**others(), "scalelong": asdict(self.scaling())}
