@@ -1,6 +1,8 @@
 """`dmkit edit`, end to end: what it writes, and what it refuses."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from dmkit import zoo
 from dmkit.cli import app
 from dmkit.images import to_pil
 
@@ -116,6 +119,22 @@ def test_what_cannot_be_done_is_said_in_one_line(model, picture, tiny_pipeline):
     Path("broken.png").write_bytes(b"not a picture")
     assert "not a picture" in refusal(model, "broken.png", *PROMPTS)
     assert not Path("outputs").exists()
+
+
+def test_examples_of_the_page_run(model, picture, monkeypatch):
+    """With the untrained model in the zoo as `emoji`."""
+    home = Path("zoo")
+    shutil.copytree(model, home / "emoji")
+    (home / "emoji" / "README.md").write_text("# emoji\n\nUntrained.\n")
+    monkeypatch.setattr(zoo, "_HOME", home)
+    picture.rename("heart.png")
+    page = Path(__file__).parents[1] / "docs" / "cli.md"
+    examples = [line for line in page.read_text("utf-8").splitlines() if line.startswith("dmkit edit ")]
+    assert len(examples) == 3
+    for example in examples:
+        dmkit(*shlex.split(example)[2:])
+        assert Path("outputs/edit/comparison.png").is_file()
+        shutil.rmtree("outputs")
 
 
 def test_help_has_examples():

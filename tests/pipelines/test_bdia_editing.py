@@ -242,6 +242,16 @@ def test_an_unknown_word_for_the_mask_and_packed_latents_are_refused(text_pipe, 
         latent_mask(torch.zeros(8, 8), torch.zeros(2, 64, 16))
 
 
+def test_the_method_page_s_example_runs(saved_model, tmp_path):
+    page = (FOLDER.parents[1] / "docs" / "methods" / "bdia.md").read_text(encoding="utf-8")
+    code = page.split("## Editing", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
+    PIL.Image.new("RGB", (16, 16), (200, 10, 40)).save(tmp_path / "heart.png")
+    code = code.replace('"path/to/text-to-image"', repr(str(saved_model)))
+    found = {}
+    exec(code.replace('"heart.png"', repr(str(tmp_path / "heart.png"))), found)
+    assert found["edited"].shape == found["back"].shape == (1, 3, 16, 16)
+
+
 # The community pipeline
 
 
