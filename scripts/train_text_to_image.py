@@ -19,6 +19,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from dmkit import data
 from dmkit.errors import MissingExtraError
+from dmkit.models.arguments import ScaleLongArguments
+from dmkit.training.ant.configure import AntArguments, gradient_rule, timestep_sampler
 from dmkit.training.arguments import TrainingArguments, parse_arguments
 from dmkit.training.caching import encode_dataset
 from dmkit.training.denoising import TextToImageTask
@@ -105,7 +107,9 @@ def new_pipeline(model: ModelArguments) -> StableDiffusionPipeline:
 
 
 def main(argv: list[str] | None = None) -> None:
-    model, training = parse_arguments(ModelArguments, TrainingArguments, description=__doc__, argv=argv)
+    model, training, ant, scalelong = parse_arguments(
+        ModelArguments, TrainingArguments, AntArguments, ScaleLongArguments, description=__doc__, argv=argv
+    )
     set_seed(training.seed)
     if model.pretrained_model_name_or_path is None:
         pipe = new_pipeline(model)
@@ -113,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         pipe = StableDiffusionPipeline.from_pretrained(
             model.pretrained_model_name_or_path, safety_checker=None, use_safetensors=True
         )
+    pipe.unet = scalelong.scaled(pipe.unet)
     if model.enable_xformers_memory_efficient_attention:
         if not is_xformers_available():
             raise MissingExtraError("xformers", "xformers")
@@ -120,10 +125,12 @@ def main(argv: list[str] | None = None) -> None:
     kind = model.prediction_type
     if model.pretrained_model_name_or_path is not None:
         kind = pipe.scheduler.config.prediction_type
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config, prediction_type=kind)
     task = TextToImageTask(
         pipe,
-        DDPMScheduler.from_config(pipe.scheduler.config, prediction_type=kind),
+        scheduler,
         snr_gamma=model.snr_gamma,
+        sampler=timestep_sampler(ant, scheduler),
         caption_dropout=model.caption_dropout,
         prompts=model.validation_prompts,
         guidance_scale=model.guidance_scale,
@@ -132,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
         model.dataset_name, split="train", resolution=model.resolution, caption_column=model.caption_column
     )
     rows = encode_dataset(dataset, pipe.vae, pipe.text_encoder, pipe.tokenizer, Path(model.cache_dir))
-    Trainer(task, rows, training).train()
+    scalelong.join(task, training.output_dir)
+    Trainer(task, rows, training, rule=gradient_rule(ant)).train()
 
 
 if __name__ == "__main__":

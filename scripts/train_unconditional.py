@@ -16,6 +16,8 @@ from diffusers.utils.import_utils import is_xformers_available
 
 from dmkit import data
 from dmkit.errors import MissingExtraError
+from dmkit.models.arguments import ScaleLongArguments
+from dmkit.training.ant.configure import AntArguments, gradient_rule, timestep_sampler
 from dmkit.training.arguments import TrainingArguments, parse_arguments
 from dmkit.training.denoising import DenoisingTask
 from dmkit.training.trainer import Trainer
@@ -89,12 +91,14 @@ def build_unet(arguments: ModelArguments, channels: int) -> UNet2DModel:
 
 
 def main(argv: list[str] | None = None) -> None:
-    model, training = parse_arguments(ModelArguments, TrainingArguments, description=__doc__, argv=argv)
+    model, training, ant, scalelong = parse_arguments(
+        ModelArguments, TrainingArguments, AntArguments, ScaleLongArguments, description=__doc__, argv=argv
+    )
     set_seed(training.seed)
     dataset = data.load(
         model.dataset_name or model.train_data_dir, split="train", resolution=model.resolution
     )
-    unet = build_unet(model, dataset.channels)
+    unet = scalelong.scaled(build_unet(model, dataset.channels))
     if model.enable_xformers_memory_efficient_attention:
         if not is_xformers_available():
             raise MissingExtraError("xformers", "xformers")
@@ -109,10 +113,12 @@ def main(argv: list[str] | None = None) -> None:
         scheduler,
         snr_gamma=model.snr_gamma,
         random_flip=model.random_flip,
+        sampler=timestep_sampler(ant, scheduler),
         sample_steps=model.ddpm_num_inference_steps,
         num_samples=model.eval_batch_size,
     )
-    Trainer(task, dataset, training).train()
+    scalelong.join(task, training.output_dir)
+    Trainer(task, dataset, training, rule=gradient_rule(ant)).train()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
         unet/                     the module, as `save_pretrained` writes it
         unet_ema/                 its averaged weights, the same way
         optimizer-main.safetensors
+        rule.safetensors          the gradient rule's state, if it has one
         state.json                step, schedules, optimiser hyper-parameters, EMA counters
 
 Data order and random draws are functions of (seed, step), so a checkpoint carries no generator state.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from .._files import (
@@ -27,6 +29,7 @@ from .._files import (
     atomic_folder,
     load_json,
     load_optimizer,
+    load_tensors,
     remove_folder,
     save_json,
     save_optimizer,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 FORMAT = 1
+RULE = "rule.safetensors"
 # What must not change between a run and its continuation, or it would silently be another run.
 # `max_train_steps` may grow, to train further; a schedule that decays then goes another way from there on.
 EXACTNESS = (
@@ -107,6 +111,8 @@ def save_checkpoint(trainer: Trainer) -> None:
             with trainer.averaged() as averaged:
                 for name in trainer.ema:
                     averaged[name].save_pretrained(folder / f"{name}_ema")  # type: ignore[operator]
+            if trainer.rule.stateful:
+                save_file(trainer.rule.state_dict(), str(folder / RULE))
             save_json(
                 folder / "state.json",
                 {
@@ -114,6 +120,7 @@ def save_checkpoint(trainer: Trainer) -> None:
                     "step": trainer.step,
                     "processes": accelerator.num_processes,
                     "arguments": {key: getattr(arguments, key) for key in EXACTNESS},
+                    "settings": _settings(trainer),
                     "optimizers": optimizers,
                     "schedules": {phase: _json_state(s) for phase, s in trainer.schedules.items()},
                     "ema": {name: ema.optimization_step for name, ema in trainer.ema.items()},
@@ -152,7 +159,10 @@ def _restore(trainer: Trainer, folder: Path, state: dict[str, Any]) -> None:
     now["train_batch_size"] *= trainer.accelerator.num_processes
     then = dict(state["arguments"])
     then["train_batch_size"] *= state["processes"]
-    if changed := {key: (then[key], now[key]) for key in EXACTNESS if then[key] != now[key]}:
+    now |= _settings(trainer)
+    then |= state.get("settings", {})  # older checkpoints are of runs that had none
+    keys = {**then, **now}
+    if changed := {k: (then.get(k), now.get(k)) for k in keys if then.get(k) != now.get(k)}:
         what = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in changed.items())
         raise FileFormatError(
             f"{folder} cannot be continued exactly: {what} (batch sizes over all processes)."
@@ -173,9 +183,15 @@ def _restore(trainer: Trainer, folder: Path, state: dict[str, Any]) -> None:
     for phase, optimizer in trainer.optimizers.items():
         load_optimizer(optimizer, folder / f"optimizer-{phase}.safetensors", state["optimizers"][phase])
         trainer.schedules[phase].load_state_dict(state["schedules"][phase])
+    if trainer.rule.stateful:
+        trainer.rule.load_state_dict(load_tensors(folder / RULE))
     if trainer.accelerator.scaler and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.step = state["step"]
+
+
+def _settings(trainer: Trainer) -> dict[str, Any]:
+    return {**trainer.rule.settings(), **trainer.task.settings()}
 
 
 def _load_module(kind: type[nn.Module], folder: Path) -> nn.Module:

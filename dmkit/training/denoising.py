@@ -10,7 +10,8 @@ SNR + 1 for v, so that the three weigh the same x_0 error alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from ..errors import unknown_name
 from ..images import grid
 from ..sampling import sample_batch
+from .ant.sampling import ClusteredTimesteps, ClusterTimestepSampler
 from .caching import encode_prompts
 from .trainer import Step, Task
 
@@ -52,6 +54,28 @@ def loss_weights(alphas_cumprod: Tensor, prediction_type: str, snr_gamma: float 
     return (in_x0 / per_type[prediction_type]).float()
 
 
+@dataclass(frozen=True)
+class Examples:
+    """What a denoiser is shown, (B, …) each, and what it should say to it.
+
+    Attributes:
+        noisy: x_t.
+        timesteps: t, int64 (B,).
+        target: ε, v or x_0.
+        conditions: what else the denoiser is given, by argument name.
+    """
+
+    noisy: Tensor
+    timesteps: Tensor
+    target: Tensor
+    conditions: dict[str, Tensor]
+
+    def rows(self, index: Tensor) -> Examples:
+        """Some of the items."""
+        conditions = {name: value[index] for name, value in self.conditions.items()}
+        return Examples(self.noisy[index], self.timesteps[index], self.target[index], conditions)
+
+
 class DenoisingTask(Task):
     """Trains an unconditional `UNet2DModel`.
 
@@ -60,6 +84,8 @@ class DenoisingTask(Task):
         scheduler: the noise schedule; its `prediction_type` chooses the target.
         snr_gamma: γ of the Min-SNR weighting (5 in its paper); None for no weighting.
         random_flip: mirror images left-right with probability 1/2.
+        sampler: draws timesteps by cluster and makes one loss of each (ANT); None for uniform timesteps and
+            one loss.
         sample_steps: DDIM steps of the sample grid.
         num_samples: images in the sample grid.
     """
@@ -71,6 +97,7 @@ class DenoisingTask(Task):
         *,
         snr_gamma: float | None = None,
         random_flip: bool = False,
+        sampler: ClusterTimestepSampler | None = None,
         sample_steps: int = 50,
         num_samples: int = 64,
     ):
@@ -79,7 +106,7 @@ class DenoisingTask(Task):
             raise unknown_name("prediction type", kind, PREDICTION_TYPES)
         self.modules = {"unet": unet}
         self.scheduler = scheduler
-        self.random_flip = random_flip
+        self.random_flip, self.sampler = random_flip, sampler
         self.sample_steps, self.num_samples = sample_steps, num_samples
         self.weights = loss_weights(scheduler.alphas_cumprod, kind, snr_gamma)
 
@@ -99,15 +126,58 @@ class DenoisingTask(Task):
         """What else the denoiser is given, by argument name."""
         return {}
 
-    def training_step(self, batch: Mapping[str, Any], step: Step) -> dict[str, Tensor]:
+    def settings(self) -> dict[str, Any]:
+        return {} if self.sampler is None else self.sampler.settings()
+
+    def examples(self, batch: Mapping[str, Any], step: Step, timesteps: Tensor | None = None) -> Examples:
+        """A batch made noisy, at uniform timesteps if none are given."""
         x0 = self.clean(batch, step)
         noise = step.draws.normal(tuple(x0.shape))
-        t = step.draws.integers(self.scheduler.config.num_train_timesteps, (len(x0),))
-        noisy = self.scheduler.add_noise(x0, noise, t)
-        prediction = self.modules["unet"](noisy, t, **self.conditions(batch, step)).sample
-        target = prediction_target(self.scheduler, x0, noise, t)
-        errors = (prediction.float() - target.float()).pow(2).mean(dim=(1, 2, 3))
-        return {"loss": (self.weights[t] * errors).mean()}
+        if timesteps is None:
+            timesteps = step.draws.integers(self.scheduler.config.num_train_timesteps, (len(x0),))
+        return Examples(
+            noisy=self.scheduler.add_noise(x0, noise, timesteps),
+            timesteps=timesteps,
+            target=prediction_target(self.scheduler, x0, noise, timesteps),
+            conditions=self.conditions(batch, step),
+        )
+
+    def errors(self, examples: Examples) -> Tensor:
+        """The weighted loss of each item (B,)."""
+        prediction = self.modules["unet"](examples.noisy, examples.timesteps, **examples.conditions).sample
+        errors = (prediction.float() - examples.target.float()).pow(2).mean(dim=(1, 2, 3))
+        return self.weights[examples.timesteps] * errors
+
+    def training_step(self, batch: Mapping[str, Any], step: Step) -> dict[str, Tensor]:
+        if self.sampler is None:
+            return {"loss": self.errors(self.examples(batch, step)).mean()}
+        drawn, examples = self._clustered(self.sampler, batch, step)
+        losses = drawn.losses(self.errors(examples))
+        return dict(zip(self.sampler.names, losses.unbind(), strict=True))
+
+    def each_loss(self, batch: Mapping[str, Any], step: Step) -> Iterator[tuple[str, Tensor]]:
+        """One loss for each cluster, from a forward pass of its items alone."""
+        if self.sampler is None:
+            yield from super().each_loss(batch, step)
+            return
+        drawn, examples = self._clustered(self.sampler, batch, step)
+        for slot, name in enumerate(self.sampler.names):
+            rows = drawn.rows(slot)
+            # A process may have no item of a cluster, if its batch is smaller than their number.
+            total = self.errors(examples.rows(rows)).sum() if len(rows) else drawn.divisors.new_zeros(())
+            yield name, total / drawn.divisors[slot]
+            del total
+
+    def _clustered(
+        self, sampler: ClusterTimestepSampler, batch: Mapping[str, Any], step: Step
+    ) -> tuple[ClusteredTimesteps, Examples]:
+        drawn = sampler(len(next(iter(batch.values()))), step)
+        return drawn, self.examples(batch, step, drawn.timesteps)
+
+    def save_clusters(self, folder: Path) -> None:
+        """Writes `clusters.json` beside the model, if there are clusters."""
+        if self.sampler is not None:
+            self.sampler.clusters.save(folder / "clusters.json")
 
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image:
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
@@ -115,6 +185,7 @@ class DenoisingTask(Task):
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         DDPMPipeline(unet=modules["unet"], scheduler=self.scheduler).save_pretrained(folder)
+        self.save_clusters(folder)
 
 
 class TextToImageTask(DenoisingTask):
@@ -125,6 +196,7 @@ class TextToImageTask(DenoisingTask):
         pipe: the pipeline; its unet is trained, its autoencoder and text encoder are only used for samples.
         scheduler: the noise schedule; its `prediction_type` chooses the target.
         snr_gamma: γ of the Min-SNR weighting; None for no weighting.
+        sampler: as for `DenoisingTask`.
         caption_dropout: how often a caption is replaced by the empty one, for classifier-free guidance.
         prompts: prompts of the sample grid.
         guidance_scale: guidance of the sample grid.
@@ -137,12 +209,15 @@ class TextToImageTask(DenoisingTask):
         scheduler: DDPMScheduler,
         *,
         snr_gamma: float | None = None,
+        sampler: ClusterTimestepSampler | None = None,
         caption_dropout: float = 0.1,
         prompts: Sequence[str] = (),
         guidance_scale: float = 5.0,
         sample_steps: int = 25,
     ):
-        super().__init__(pipe.unet, scheduler, snr_gamma=snr_gamma, sample_steps=sample_steps)
+        super().__init__(
+            pipe.unet, scheduler, snr_gamma=snr_gamma, sampler=sampler, sample_steps=sample_steps
+        )
         self.pipe, self.caption_dropout = pipe, caption_dropout
         self.prompts, self.guidance_scale = list(prompts), guidance_scale
         self.empty = encode_prompts([""], pipe.text_encoder, pipe.tokenizer).float()
@@ -188,3 +263,4 @@ class TextToImageTask(DenoisingTask):
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         self.pipeline(modules["unet"]).save_pretrained(folder)
+        self.save_clusters(folder)

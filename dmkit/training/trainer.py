@@ -31,7 +31,7 @@ from ..errors import TrainingError
 from .arguments import TrainingArguments
 from .checkpoint import checkpoints, find_checkpoint, load_checkpoint, save_checkpoint, save_into, step_of
 from .randomness import DataOrder, Draws, derive_seed
-from .rules import GradientRule, sum_losses
+from .rules import FunctionRule, GradientRule, sum_losses
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,15 @@ class Step:
         number: optimiser steps done so far.
         phase: name of the optimiser that this micro-batch is for.
         draws: random draws that do not depend on the number of processes.
+        rank: this process, of `world`; its rows follow those of the processes before it.
+        world: number of processes.
     """
 
     number: int
     phase: str
     draws: Draws
+    rank: int = 0
+    world: int = 1
 
 
 class Task:
@@ -75,6 +79,18 @@ class Task:
         """The scalar losses of one micro-batch, by name; each a mean over the batch."""
         raise NotImplementedError
 
+    def each_loss(self, batch: Any, step: Step) -> Iterator[tuple[str, Tensor]]:
+        """The losses of `training_step` one at a time, for rules that want the gradient of each.
+
+        Where a loss needs a part of the batch only, a forward pass of its own for each makes their backward
+        passes cost one batch's together.
+        """
+        yield from self.training_step(batch, step).items()
+
+    def settings(self) -> dict[str, Any]:
+        """What must not change between a run and its continuation, as JSON."""
+        return {}
+
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image | None:
         """A picture for the tracker, from unwrapped modules that hold the averaged weights where EMA is
         on.
@@ -95,7 +111,8 @@ class Trainer:
         dataset: a map-style data set; its items must be deterministic (random augmentation belongs in
             `training_step`, from `step.draws`).
         arguments: see `TrainingArguments`.
-        rule: how losses become gradients; the sum by default.
+        rule: how losses become gradients; the sum by default. A function (accelerator, losses, parameters)
+            that calls `accelerator.backward` once will do.
         collate_fn: items -> batch; PyTorch's default collation if not given.
 
     Raises:
@@ -109,10 +126,11 @@ class Trainer:
         dataset: Dataset,
         arguments: TrainingArguments,
         *,
-        rule: GradientRule = sum_losses,
+        rule: GradientRule | Callable[..., None] = sum_losses,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
     ):
-        self.task, self.dataset, self.arguments, self.rule = task, dataset, arguments, rule
+        self.task, self.dataset, self.arguments = task, dataset, arguments
+        self.rule = rule if isinstance(rule, GradientRule) else FunctionRule(rule)
         self.output = Path(arguments.output_dir)
         trackers = None if arguments.report_to == "none" else arguments.report_to
         self.accelerator = Accelerator(
@@ -149,9 +167,12 @@ class Trainer:
             raise ValueError("A task with several optimisers runs in one process only.")
         if accelerator.scaler is not None and len(self.parameters) > 1:
             raise ValueError("One fp16 loss scaler cannot serve several optimisers; use bf16 or no.")
+        if self.rule.stateful and len(self.parameters) > 1:
+            raise ValueError(f"{type(self.rule).__name__} serves one optimiser, not {len(self.parameters)}.")
+        self.rule.prepare(accelerator)
         self.optimizers = {
             phase: torch.optim.AdamW(
-                parameters,
+                [{"params": parameters}, *self.rule.parameter_groups()],
                 lr=arguments.learning_rate,
                 betas=(arguments.adam_beta1, arguments.adam_beta2),
                 weight_decay=arguments.adam_weight_decay,
@@ -261,8 +282,10 @@ class Trainer:
         accumulation = arguments.gradient_accumulation_steps
         micro_batches = [send_to_device(next(batches), accelerator.device) for _ in range(accumulation)]
         report: dict[str, float] = {}
+        each = self.rule.needs_each(self.step)
         for phase, optimizer in self.optimizers.items():
             history = []
+            parameters = self.parameters[phase]
             for k, batch in enumerate(micro_batches):
                 micro = self.step * accumulation + k
                 rank, world = accelerator.process_index, accelerator.num_processes
@@ -270,17 +293,22 @@ class Trainer:
                 torch.manual_seed(derive_seed(arguments.seed, micro, 2, rank))
                 draws = Draws(arguments.seed, micro, rank=rank, world=world, device=accelerator.device)
                 with ExitStack() as synchronised:
-                    if k < accumulation - 1:
+                    if each or k < accumulation - 1:  # a rule that wants each gradient averages them itself
                         for module in self.task.modules.values():
                             synchronised.enter_context(accelerator.no_sync(module))
-                    with accelerator.autocast():
-                        losses = self.task.training_step(batch, Step(self.step, phase, draws))
-                    self.rule(
-                        accelerator,
-                        {name: loss / accumulation for name, loss in losses.items()},
-                        self.parameters[phase],
-                    )
-                history.append({name: loss.detach().float() for name, loss in losses.items()})
+                    here = Step(self.step, phase, draws, rank, world)
+                    seen: dict[str, Tensor] = {}
+                    if each:
+                        self.rule.collect(accelerator, self._each_loss(batch, here, seen), parameters)
+                    else:
+                        with accelerator.autocast():
+                            losses = self.task.training_step(batch, here)
+                        seen = {name: loss.detach().float() for name, loss in losses.items()}
+                        scaled = {name: loss / accumulation for name, loss in losses.items()}
+                        self.rule.backward_sum(accelerator, scaled, parameters)
+                history.append(seen)
+            seed = derive_seed(arguments.seed, self.step, 3)
+            self.rule.finish(accelerator, parameters, torch.Generator().manual_seed(seed))
             norm = self._clip(phase)
             report |= self._checked(phase, history, norm)
             optimizer.step()
@@ -292,6 +320,20 @@ class Trainer:
             if name in self.ema:
                 self.ema[name].step(module.parameters())
         return report
+
+    def _each_loss(self, batch: Any, step: Step, seen: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The task's losses one at a time, divided by the micro-batches; their values go into `seen`."""
+        losses = self.task.each_loss(batch, step)
+        while True:
+            with self.accelerator.autocast():
+                name, loss = next(losses, ("", None))
+            if loss is None:
+                return
+            seen[name] = loss.detach().float()
+            share = loss / self.arguments.gradient_accumulation_steps
+            del loss
+            yield name, share
+            del share  # nothing here holds the graph while the next loss is computed
 
     def _clip(self, phase: str) -> Tensor:
         limit = self.arguments.max_grad_norm
