@@ -15,7 +15,7 @@ from diffusers.models.resnet import ResnetBlock2D
 
 from .scaling import MODEL_OPTIONS, LongSkipScaler
 from .skips import LongSkip, long_skips
-from .unet import SkipScaledUNet
+from .unet import SkipScaledUNet, become_like
 from .uvit import UViTModel
 
 
@@ -47,9 +47,10 @@ def fold_skip_scaling(model: ModelMixin, *, max_epsilon: float = 1e-4) -> ModelM
     config = {name: value for name, value in model.config.items() if name not in MODEL_OPTIONS}
     plain = model.STOCK.from_config(config)
     plain.load_state_dict(model.state_dict())  # type: ignore[attr-defined]
-    plain.to(model.device, model.dtype).train(model.training)  # type: ignore[attr-defined]
+    become_like(plain, model)
     for i, skip in enumerate(long_skips(plain), start=1):
-        skip.join.conv_shortcut.weight[:, -skip.features :] *= scaler.coefficient(i)  # type: ignore
+        if (coefficient := scaler.coefficient(i)) != 1:
+            skip.join.conv_shortcut.weight[:, -skip.features :] *= coefficient  # type: ignore
     return plain
 
 
@@ -57,7 +58,7 @@ def _fold_uvit(model: UViTModel) -> UViTModel:
     coefficients = [model.skip_scaler.coefficient(i) for i in range(1, len(model.skip_scaler) + 1)]
     plain = UViTModel.from_config({**model.config, "skip_scaling": "none"})
     plain.load_state_dict(model.state_dict())
-    plain.to(model.device, model.dtype).train(model.training)
+    become_like(plain, model)
     for join, coefficient in zip(plain.skip_joins, reversed(coefficients), strict=True):
         join.weight[:, join.out_features :] *= coefficient
     return plain

@@ -265,8 +265,9 @@ class StabilityMonitor:
         # One process measures alone: through DDP it would wait for the others.
         task.modules[self.module] = extract_model_from_parallel(prepared)
         draws = step.draws.generator.get_state()
+        device = next(prepared.parameters()).device
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 report = stability_report(task.modules[self.module], loss, seed=step.number)
         finally:
             task.modules[self.module] = prepared

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 # Diffusers loads a saved component only from a module that has the name ModelMixin.
 from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
+from torch import nn
 from typing_extensions import Self
 
 from .._options import init_with_options
@@ -61,7 +62,7 @@ class SkipScaledUNet(SkipScaledModel):
             )
         scaled = cls.from_config(unet.config, **options)  # type: ignore[attr-defined]
         scaled.load_state_dict({**scaled.state_dict(), **unet.state_dict()})
-        scaled.to(unet.device, unet.dtype).train(unet.training)
+        become_like(scaled, unet)
         if unet.config.get("_name_or_path") and not _nearly_none(scaled.skip_scaler.scaling):
             warnings.warn(
                 "The weights were trained without skip scaling; switching it on changes what they compute. "
@@ -70,6 +71,13 @@ class SkipScaledUNet(SkipScaledModel):
                 stacklevel=2,
             )
         return scaled
+
+
+def become_like(model: Any, other: Any) -> None:
+    """Gives `model` the device, dtype and mode of `other`."""
+    # Diffusers' own `to` warns of modules to keep in float32 even where there are none.
+    nn.Module.to(model, other.device, other.dtype)
+    model.train(other.training)
 
 
 def _nearly_none(scaling: SkipScaling) -> bool:
