@@ -51,10 +51,13 @@ def test_flags_train_a_plain_pipeline(train, tmp_path, flags, starts):
     assert pipe(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
     settings = json.loads((tmp_path / "checkpoint-2" / "state.json").read_text())["settings"]
     assert settings["clusters"] == list(starts)
-    # killed after step 2, and on
+
+
+def test_a_script_goes_on_exactly(train, tmp_path):
+    flags = ["--ant_clusters", "5", "--mtl", "nash", "--mtl_update_every", "3"]
+    train(tmp_path, *flags)
     done = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
-    for later in tmp_path.glob("checkpoint-3"):
-        later.rename(tmp_path / "old")
+    (tmp_path / "checkpoint-3").rename(tmp_path / "old")  # as if killed after step 2
     train(tmp_path, *flags, "--resume_from_checkpoint", "latest")
     again = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(done[name], again[name]) for name in done)

@@ -131,7 +131,7 @@ def test_nash_without_a_solution_keeps_the_last_weights_and_says_so_once(inner):
 # -- uncertainty weighting
 
 
-def settle(losses: list[float], steps: int = 700) -> tuple[UncertaintyWeighting, list[float]]:
+def settle(losses: list[float], steps: int = 400) -> tuple[UncertaintyWeighting, list[float]]:
     """The rule after training s on losses that do not change, and its gradient for each of them."""
     accelerator = Accelerator()
     rule = UncertaintyWeighting(len(losses))

@@ -94,7 +94,7 @@ def test_conflict_is_projected_away_in_training(tmp_path):
     torch.testing.assert_close(seen, [torch.tensor([0.5, 1.5, 0.0])])
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["uw", "pcgrad", "pcgrad, held", "nash"])
 def test_resume_is_exact(tmp_path, rule):
     settings = {"max_train_steps": 4, "checkpointing_steps": 1, "use_ema": True}
 
@@ -111,7 +111,7 @@ def test_resume_is_exact(tmp_path, rule):
         for root in (tmp_path / "straight" / "checkpoint-4", tmp_path / "pieces" / "checkpoint-4")
     ]
     assert files[0] == files[1]
-    assert ("rule.safetensors" in files[0]) == (rule not in ("sum", "pcgrad"))
+    assert ("rule.safetensors" in files[0]) == (rule != "pcgrad")
 
 
 def test_uncertainty_weights_are_trained_apart_from_the_network(tmp_path):
