@@ -214,15 +214,60 @@ def generic(content: dict[str, Any], title: str) -> str:
     return text + "\n".join(table(["", *columns], rows) for columns, rows in groups.items())
 
 
+def emoji_quality(content: dict[str, Any]) -> str:
+    """The judge on real images, the model over guidance, and samplers beside each other."""
+    cells = content["cells"]
+    text = head(content, "The `emoji` model")
+
+    def rows(keys: dict[str, str], names: Sequence[str]) -> str:
+        found = [
+            [label, *(number(cells[key].get(n)) for n in names)]
+            for label, key in keys.items()
+            if key in cells
+        ]
+        return table(["", *names], found) + "\n" if found else "Not measured yet.\n\n"
+
+    prompts = ["prompt_score", "retrieval_top1", "retrieval_top5"]
+    kinds = [f"concepts_{kind}" for kind in ("subject", "colour", "background", "style")]
+    splits = {"test": "compositions seen in training", "unseen": "compositions never seen"}
+    text += "## Prompts\n\n"
+    for split, what in splits.items():
+        keys = {"real images": f"real/{split}"}
+        scales = sorted(float(k.rpartition("/")[2]) for k in cells if k.startswith(f"guidance/{split}/"))
+        keys |= {f"guidance {scale:g}": f"guidance/{split}/{scale:g}" for scale in scales}
+        text += f"Captions of {what}: retrieval among 100, and the share of named concepts that are seen.\n\n"
+        text += rows(keys, [*prompts, *kinds])
+    text += (
+        "## Images\n\nFréchet distance and KID (EfficientNet-Lite0 features, not FID) of 2,000 samples to the "
+        "2,000 test images.\n\n"
+    )
+    scales = sorted(float(k.partition("/")[2]) for k in cells if k.startswith("frechet/"))
+    text += rows({f"guidance {s:g}": f"frechet/{s:g}" for s in scales}, [FRECHET, "kid_efficientnet_lite0"])
+    text += "## The judge\n\nBalanced accuracy of its concepts on real images.\n\n"
+    kinds = [f"balanced_accuracy_{kind}" for kind in ("subject", "colour", "background", "style")]
+    text += rows({what: f"real/{split}" for split, what in splits.items()}, [*kinds, "worst_concepts"])
+    text += "## Samplers\n\n10 steps, 500 captions, the same seeds.\n\n"
+    names = [k.partition("/")[2] for k in cells if k.startswith("samplers/")]
+    text += rows({n: f"samplers/{n}" for n in names}, [FRECHET, *prompts])
+    if "latents" in cells:
+        text += f"Variance of the scaled latents: {number(cells['latents'])}.\n\n"
+    for scale in (1, 3, 5, 8):
+        text += f"## Guidance {scale}\n\n![A grid of prompts at guidance {scale}](emoji_grid_{scale}.png)\n\n"
+    return text
+
+
 def main() -> None:
     special = {
         "time_shift_fashion": time_shift_fashion,
         "bdia_fashion": bdia_fashion,
         "emoji_editing": emoji_editing,
+        "emoji_quality": emoji_quality,
     }
     for path in sorted(RESULTS.glob("*.json")):
         content = load_json(path)
-        title = path.stem.replace("_", " ").capitalize().replace("Bdia", "BDIA")
+        title = path.stem.replace("_", " ").capitalize()
+        for word, name in (("Bdia", "BDIA"), ("Ant ", "ANT "), ("Scalelong", "ScaleLong")):
+            title = title.replace(word, name)
         text = special[path.stem](content) if path.stem in special else generic(content, title)
         path.with_suffix(".md").write_text(text, encoding="utf-8")
         print(f"{path.stem}: {len(content['cells'])} cells")

@@ -13,6 +13,10 @@ ORDER = (
     "bdia_controlled",
     "bdia_fashion",
     "time_shift_fashion",
+    "emoji_quality",
+    "emoji_editing",
+    "ant_controlled",
+    "scalelong_controlled",
     "render",
 )
 

@@ -1,50 +1,11 @@
-"""Schedulers that are a Diffusers scheduler plus a few options of their own.
-
-Diffusers' `from_config` keeps only the keys that it finds in the signature of `__init__`; a subclass with
-`**kwargs` would silently run on default betas. Instead of spelling out every parent's arguments once more,
-the subclass gets an `__init__` whose signature is the parent's plus ours.
-"""
+"""Methods of ours under the signatures of Diffusers' own."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-
-
-def init_with_options(
-    parent: type, options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> Callable[..., None]:
-    """An `__init__` that takes the parent's arguments and `options` (keyword-only, with these defaults).
-
-    The parent gets keywords only: values passed by position would be taken for defaults by the next
-    `from_config`. The options are registered in the config, then `self._check_options()` is called.
-
-    Args:
-        parent: the scheduler's class at Diffusers.
-        options: name -> default of our own options.
-        defaults: name -> default of parent's arguments whose default is another one here.
-    """
-    changed = dict(defaults or {})
-    inherited = inspect.signature(parent.__init__)  # type: ignore[misc]
-    theirs = [p.replace(default=changed.get(p.name, p.default)) for p in inherited.parameters.values()]
-    ours = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=d) for name, d in options.items()]
-    signature = inherited.replace(parameters=[*theirs, *ours])
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        given = dict(signature.bind(self, *args, **kwargs).arguments)
-        del given["self"]
-        by_default = [name for name in (*changed, *options) if name not in given]
-        chosen = {name: given.pop(name, default) for name, default in options.items()}
-        parent.__init__(self, **{**changed, **given})  # type: ignore[misc]
-        # Another class's `from_config` prefers its own default to a value that nobody chose.
-        unchosen = [*self.config.get("_use_default_values", []), *by_default]
-        self.register_to_config(**chosen, _use_default_values=unchosen)
-        self._check_options()
-
-    __init__.__signature__ = signature  # type: ignore[attr-defined]
-    return __init__
 
 
 def mirrored(method: Callable[..., Any], parent_method: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin  # noqa: F401  (lets a saved pipeline load)
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from .._options import init_with_options
+from ..._options import init_with_options
 from .recurrence import check_options, image_at, two_step
 
 

@@ -23,7 +23,7 @@ import torch
 from diffusers import DDIMScheduler, SchedulerMixin  # noqa: F401  (the name is what lets a saved pipeline load)
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-from .._options import init_with_options
+from ..._options import init_with_options
 from .recurrence import check_options
 from .trajectory import Call
 from .vp import VPTrajectory, refuse_noise

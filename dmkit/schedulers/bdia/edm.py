@@ -24,7 +24,7 @@ import torch
 from diffusers import EDMEulerScheduler, SchedulerMixin  # noqa: F401  (lets a saved pipeline load)
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerSchedulerOutput
 
-from .._options import init_with_options
+from ..._options import init_with_options
 from .recurrence import GAMMA_ADVICE, check_options, two_step
 from .trajectory import Call, check_steps
 from .walker import BDIAWalker

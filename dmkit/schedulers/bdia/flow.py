@@ -21,7 +21,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin  # noqa: F401  (lets a saved pipeline load)
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
-from .._options import init_with_options
+from ..._options import init_with_options
 from .recurrence import GAMMA_ADVICE, check_options
 from .trajectory import check_steps
 from .walker import BDIAWalker

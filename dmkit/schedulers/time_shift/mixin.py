@@ -21,8 +21,9 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
+from ..._options import init_with_options
 from ...errors import unknown_name
-from .._options import init_with_options, mirrored, takes_anything
+from .._options import mirrored, takes_anything
 from .search import is_real, nearest_level, within_image_variance
 
 MODES, RULES, SCOPES = ("label", "level"), ("noise", "marginal"), ("batch", "sample")
