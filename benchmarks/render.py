@@ -238,8 +238,8 @@ def emoji_quality(content: dict[str, Any]) -> str:
         text += f"Captions of {what}: retrieval among 100, and the share of named concepts that are seen.\n\n"
         text += rows(keys, [*prompts, *kinds])
     text += (
-        "## Images\n\nFréchet distance and KID (EfficientNet-Lite0 features, not FID) of 2,000 samples to the "
-        "2,000 test images.\n\n"
+        "## Images\n\nFréchet distance and KID (EfficientNet-Lite0 features, not FID) of 2,000 samples to "
+        "the 2,000 test images.\n\n"
     )
     scales = sorted(float(k.partition("/")[2]) for k in cells if k.startswith("frechet/"))
     text += rows({f"guidance {s:g}": f"frechet/{s:g}" for s in scales}, [FRECHET, "kid_efficientnet_lite0"])
