@@ -25,6 +25,7 @@ from dmkit.data import scenes
 from dmkit.data.scenes import Scene
 from dmkit.metrics import PromptEvaluator, concept_accuracy, retrieval
 from dmkit.metrics.evaluator import Reading
+from dmkit.metrics.prompts import concept_targets
 from dmkit.training.evaluating import judged_scene
 
 ZOO = Path(__file__).parents[1] / "dmkit" / "zoo"
@@ -41,10 +42,11 @@ The judge of prompts for `emoji`: says how well an image fits a text, and names 
 
 | | |
 | --- | --- |
-| image side | EfficientNet-Lite0 (frozen, from its package) at {image_size} px, not pooled; a trained head |
-| text side | MiniLM sentence embeddings (frozen, from their package); a trained head |
-| stored | the heads and {concepts} concept classifiers: {parameters:.2f} M parameters, float16 safetensors |
-| data | {num_scenes:,} captioned emoji scenes at {resolution} px, half with two things ({data_license}) |
+| image side | EfficientNet-Lite0 at {image_size} px (frozen, from its package), not pooled; mean colours |
+| text side | MiniLM sentence embeddings (frozen, from its package) |
+| stored | heads on both and for {concepts} concepts: {parameters:.2f} M float16 parameters, safetensors |
+| data | {num_scenes:,} captioned emoji scenes at {resolution} px, half with two things |
+| art | {data_license} |
 | weights | Apache-2.0; EfficientNet-Lite0 and MiniLM are Apache-2.0 too |
 | recipe | `scripts/train_evaluator.py`, `scripts/recipes/{recipe}`: seed {seed}, {steps:,} steps of {batch} |
 
@@ -76,6 +78,10 @@ with the concept and without it that are told right; "least" is the worst concep
 
 The ten worst: {worst}.
 
+Of the concepts that are there, the share that is found:
+
+{layouts}
+
 How often an image scores higher with its caption than with the same caption in which one thing is changed
 (chance: 50 %):
 
@@ -88,8 +94,9 @@ How often an image scores higher with its caption than with the same caption in 
 - It knows flat scenes of emoji at {resolution} px; of other images and other words it says nothing.
 - Another prompt among the 100 may say the same in other words, so even real images do not reach 100 % top-1.
 
-Credits: {citation} EfficientNet-Lite0: M. Tan, Q. Le, arXiv:1905.11946. all-MiniLM-L6-v2: N. Reimers,
-I. Gurevych, arXiv:1908.10084.
+Credits: {citation}
+EfficientNet-Lite0: M. Tan, Q. Le, arXiv:1905.11946.
+all-MiniLM-L6-v2: N. Reimers, I. Gurevych, arXiv:1908.10084.
 """
 
 Change = Callable[[Scene, random.Random], Scene | None]
@@ -166,6 +173,25 @@ def preference(evaluator: PromptEvaluator, reading: Reading, drawn: Sequence[Sce
     return (evaluator.score(mine, right) > evaluator.score(mine, wrong)).double().mean().item()
 
 
+def layout(scene: Scene) -> str:
+    return "two things" if len(scene.things) == 2 else "one small" if scene.place else "one large"
+
+
+def found_by_layout(evaluator: PromptEvaluator, reading: Reading, drawn: Sequence[Scene]) -> list[list[str]]:
+    """For each layout, the share of the concepts of each kind that is found."""
+    rows = []
+    for name in ("one large", "one small", "two things"):
+        here = [k for k, scene in enumerate(drawn) if layout(scene) == name]
+        present = concept_targets(evaluator.concept_names, [drawn[k].concepts() for k in here]).bool()
+        found = (reading.concepts[here] >= 0.5) & present
+        cells = [name, f"{len(here):,}"]
+        for kind in dict.fromkeys(evaluator.concept_kinds.values()):
+            columns = torch.tensor([other == kind for other in evaluator.concept_kinds.values()])
+            cells.append(percent((found[:, columns].sum() / present[:, columns].sum()).item()))
+        rows.append(cells)
+    return rows
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
@@ -194,8 +220,9 @@ def main(
         evaluator = PromptEvaluator.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
         readings = {split: evaluator.read(dataset) for split, dataset in splits.items()}
         found = {s: retrieval(evaluator, readings[s], list(splits[s].captions or ())) for s in splits}
-        present = [scene.concepts() for split in splits for scene in drawn[split]]
-        accuracy = concept_accuracy(evaluator, Reading.joined(list(readings.values())), present)
+        both = Reading.joined(list(readings.values()))
+        everything = [scene for split in splits for scene in drawn[split]]
+        accuracy = concept_accuracy(evaluator, both, [scene.concepts() for scene in everything])
         kinds = dict[str, list[str]]()
         for concept, kind in scenes.concepts().items():
             kinds.setdefault(kind, []).append(concept)
@@ -235,6 +262,7 @@ def main(
                 by_kind,
             ),
             worst=", ".join(f"{concept} {percent(accuracy[concept].balanced)}" for concept in worst),
+            layouts=table(("scenes with", "how many", *kinds), found_by_layout(evaluator, both, everything)),
             pairs=table(
                 ("what is changed", *splits),
                 [

@@ -2,7 +2,8 @@
 
 It looks at images through EfficientNet-Lite0 and reads texts through MiniLM, both frozen and from packages of
 their own (the extra "metrics"); what is trained and stored is a small head on each. The two heads end in one
-space (CLIP, Radford et al., arXiv:2103.00020), and a third names the concepts.
+space (CLIP, Radford et al., arXiv:2103.00020), and a third names the concepts. EfficientNet's features tell
+shapes but hardly the colour of a background, so the image head also sees the mean colours of a coarse grid.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .evaluate import Images, _batches
 from .features import EfficientNetLite0
 
 IMAGE_CHANNELS, TEXT_CHANNELS = 1280, 384
+COLOUR_GRID = 8
 
 
 @cache
@@ -60,6 +62,13 @@ def image_features(images: Tensor, size: int = 96) -> Tensor:
         MissingExtraError: the extra "metrics" is not installed.
     """
     return _image_network(size).to(images.device).maps(images)
+
+
+def image_colours(images: Tensor) -> Tensor:
+    """Images (B, 1 or 3, H, W) -> mean colours (B, 3, 8, 8) of their patches, which blur and noise hardly
+    change.
+    """
+    return F.adaptive_avg_pool2d(images.float().expand(-1, 3, -1, -1), COLOUR_GRID)
 
 
 @torch.no_grad()
@@ -150,10 +159,11 @@ class PromptEvaluator(ModelMixin, ConfigMixin):
         # The first convolution and the four later halvings round up.
         positions = math.ceil(image_size / 32) ** 2
         self.cells = nn.Sequential(nn.Dropout(dropout), nn.Linear(IMAGE_CHANNELS, cell_dim), nn.GELU())
+        self.colours = nn.Sequential(nn.Flatten(), nn.Linear(3 * COLOUR_GRID**2, 2 * cell_dim), nn.GELU())
+        seen = (positions + 2) * cell_dim
         self.image_hidden = nn.Sequential(
-            nn.Flatten(),
-            nn.LayerNorm(positions * cell_dim),
-            nn.Linear(positions * cell_dim, hidden_dim),
+            nn.LayerNorm(seen),
+            nn.Linear(seen, hidden_dim),
             nn.GELU(),
             nn.Dropout(dropout),
         )
@@ -178,17 +188,20 @@ class PromptEvaluator(ModelMixin, ConfigMixin):
         """Name of each concept -> its kind, in the same order."""
         return {name: kind for name, kind in self.config.concepts}
 
-    def forward(self, image_features: Tensor, text_features: Tensor) -> EvaluatorOutput:
-        """The heads on frozen features (B, 1280, h, w) and (B, 384): what is trained."""
-        hidden = self._hidden(image_features)
+    def forward(
+        self, image_features: Tensor, image_colours: Tensor, text_features: Tensor
+    ) -> EvaluatorOutput:
+        """The heads on what the functions of these names return for B images and texts: what is trained."""
+        hidden = self._hidden(image_features, image_colours)
         texts = self.text_head(text_features.to(self.device, self.dtype))
         return EvaluatorOutput(
             F.normalize(self.image_head(hidden), dim=1), F.normalize(texts, dim=1), self.concept_head(hidden)
         )
 
-    def _hidden(self, image_features: Tensor) -> Tensor:
-        cells = image_features.to(self.device, self.dtype).flatten(2).transpose(1, 2)
-        return self.image_hidden(self.cells(cells))
+    def _hidden(self, image_features: Tensor, image_colours: Tensor) -> Tensor:
+        cells = self.cells(image_features.to(self.device, self.dtype).flatten(2).transpose(1, 2))
+        colours = self.colours(image_colours.to(self.device, self.dtype))
+        return self.image_hidden(torch.cat([cells.flatten(1), colours], dim=1))
 
     @torch.no_grad()
     def read(self, images: Images | Reading, batch_size: int = 64) -> Reading:
@@ -210,7 +223,8 @@ class PromptEvaluator(ModelMixin, ConfigMixin):
         parts = []
         for batch in _batches(images, batch_size):
             pixels = batch.to(self.device).float().div(127.5).sub(1)
-            hidden = self._hidden(image_features(pixels, self.config.image_size))
+            features = image_features(pixels, self.config.image_size)
+            hidden = self._hidden(features, image_colours(pixels))
             embeddings = F.normalize(self.image_head(hidden).float(), dim=1)
             parts.append(Reading(embeddings.cpu(), self.concept_head(hidden).float().sigmoid().cpu()))
         if not parts:

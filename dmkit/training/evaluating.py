@@ -1,7 +1,11 @@
 """The training of a `dmkit.metrics.PromptEvaluator`: CLIP's loss for the two embeddings (Radford et al.,
 arXiv:2103.00020) and a logistic loss for the concepts, on cached features of the frozen networks.
 
-    loss = ½ [CE(τ I Tᵀ, k = k) + CE(τ T Iᵀ, k = k)] + Σ_c BCE(concept_c)
+    loss = ½ [CE(τ I Tᵀ, k = k) + CE(τ T Iᵀ, k = k)] + Σ_c BCE(z_c − (1 − r) log ρ_c; weight ρ_c^r)
+
+with the logit z_c of concept c and ρ_c images without it for each one with it. The shift and the weight make
+a logit of 0 the balanced decision, which weighs presence and absence alike, whatever r is (Menon et al.,
+arXiv:2007.07314); without them a rare concept would hardly ever be named.
 
 The judge learns from scenes of its own (`judged_scene`), and not from those that text-to-image models are
 trained on: it must know every composition, those that they never see too, or it would call a good picture of
@@ -23,7 +27,7 @@ from tqdm.auto import tqdm
 from ..data import DecodedPixels, ImageDataset, scenes
 from ..data.emoji import Art
 from ..data.scenes import STYLES, Scene, Studio
-from ..metrics.evaluator import PromptEvaluator, image_features, text_features
+from ..metrics.evaluator import PromptEvaluator, image_colours, image_features, text_features
 from ..metrics.prompts import concept_targets
 from .trainer import Step, Task
 
@@ -88,7 +92,8 @@ def encode_scenes(
         batch_size: images at a time.
 
     Returns:
-        `images` (N, 1280, h, w) and `texts` (N, 384) in float16, `concepts` (N, n) in uint8.
+        `images` (N, 1280, h, w), `colours` (N, 3, 8, 8) and `texts` (N, 384) in float16, `concepts` (N, n) in
+        uint8.
 
     Raises:
         ValueError: a data set without captions, or an unknown concept.
@@ -98,9 +103,14 @@ def encode_scenes(
         raise ValueError(f"{dataset.name} has no captions.")
     total = -(-len(dataset) // batch_size)
     batches = tqdm(dataset.batches_uint8(batch_size), total=total, mininterval=5.0, disable=total < 10)
-    images = [image_features(batch.float().div(127.5).sub(1), image_size).half() for batch in batches]
+    images, colours = [], []
+    for batch in batches:
+        pixels = batch.float().div(127.5).sub(1)
+        images.append(image_features(pixels, image_size).half())
+        colours.append(image_colours(pixels).half())
     return {
         "images": torch.cat(images),
+        "colours": torch.cat(colours),
         "texts": text_features(list(dataset.captions)).half(),
         "concepts": concept_targets(concept_names, present),
     }
@@ -112,26 +122,27 @@ class EvaluatorTask(Task):
     Args:
         evaluator: what is trained.
         rarity: how much more an image that has a concept counts than one that has not: (images without /
-            images with) ** rarity. 0 counts all alike, and then a rare concept is hardly ever named.
+            images with) ** rarity.
         concepts: the rows' targets (N, n), from which that ratio is taken.
     """
 
     def __init__(self, evaluator: PromptEvaluator, concepts: Tensor, *, rarity: float = 0.5):
         self.modules = {"evaluator": evaluator}
         share = concepts.float().mean(0).clamp(1 / len(concepts), 1 - 1 / len(concepts))
-        self.weight = ((1 - share) / share) ** rarity
+        ratio = (1 - share) / share
+        self.weight, self.shift = ratio**rarity, (1 - rarity) * ratio.log()
 
     def prepare(self, device: torch.device) -> None:
-        self.weight = self.weight.to(device)
+        self.weight, self.shift = self.weight.to(device), self.shift.to(device)
 
     def training_step(self, batch: Mapping[str, Any], step: Step) -> dict[str, Tensor]:
         module = self.modules["evaluator"]
-        out = module(batch["images"], batch["texts"])
+        out = module(batch["images"], batch["colours"], batch["texts"])
         scale = getattr(module, "module", module).log_scale.exp().clamp(max=MAX_SCALE)
         logits = scale * out.image_embeddings @ out.text_embeddings.T
         own = torch.arange(len(logits), device=logits.device)
         concepts = F.binary_cross_entropy_with_logits(
-            out.concept_logits, batch["concepts"], pos_weight=self.weight, reduction="none"
+            out.concept_logits - self.shift, batch["concepts"], pos_weight=self.weight, reduction="none"
         )
         return {
             "contrast": (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2,

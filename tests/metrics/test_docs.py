@@ -23,4 +23,4 @@ def test_example_runs(code):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8

@@ -51,7 +51,7 @@ def test_only_the_heads_are_stored_and_come_back(evaluator, digits, tmp_path):
     evaluator.save_pretrained(tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
     assert {name.partition(".")[0] for name in load_file(file)} == {
-        *("cells", "image_hidden", "image_head", "concept_head", "text_head", "log_scale")
+        *("cells", "colours", "image_hidden", "image_head", "concept_head", "text_head", "log_scale")
     }
     loaded = PromptEvaluator.from_pretrained(tmp_path)
     assert not loaded.training
@@ -97,7 +97,8 @@ def test_where_something_is_survives(digits):
     evaluator = PromptEvaluator(list(CONCEPTS.items()), image_size=64, cell_dim=8, hidden_dim=16).eval()
     image = torch.ones(1, 3, 32, 32)
     image[:, :, 4:14, 4:14] = -1
-    there, mirrored = evaluator._hidden(judging.image_features(torch.cat([image, image.flip(-1)]), 64))
+    features = judging.image_features(torch.cat([image, image.flip(-1)]), 64)
+    there, mirrored = evaluator._hidden(features, torch.zeros(2, 3, 8, 8))
     assert F.cosine_similarity(there, mirrored, dim=0) < 0.99
 
 

@@ -13,6 +13,7 @@ from dmkit import data
 from dmkit.data import scenes
 from dmkit.errors import MissingDataError
 from dmkit.metrics import PromptEvaluator, concept_accuracy, named_concepts, retrieval
+from dmkit.metrics.evaluator import EvaluatorOutput
 from dmkit.training.evaluating import EvaluatorTask, encode_scenes, judged_scene, judged_scenes
 
 pytest.importorskip("efficientnet_lite_pytorch")
@@ -62,14 +63,14 @@ def test_losses_are_the_formulas():
     concepts = torch.tensor([[1, 0]] * 2 + [[0, 1]] * 6)
     task = EvaluatorTask(evaluator, concepts, rarity=0.5)
     torch.testing.assert_close(task.weight, torch.tensor([3.0, 1 / 3]).sqrt())
-    torch.testing.assert_close(EvaluatorTask(evaluator, concepts, rarity=0).weight, torch.ones(2))
     batch = {
         "images": torch.rand(8, 1280, 1, 1),
+        "colours": torch.rand(8, 3, 8, 8),
         "texts": F.normalize(torch.randn(8, 384), dim=1),
         "concepts": concepts.float(),
     }
     losses = task.training_step(batch, None)
-    out = evaluator(batch["images"], batch["texts"])
+    out = evaluator(batch["images"], batch["colours"], batch["texts"])
     scores = out.image_embeddings @ out.text_embeddings.T / 0.07
     by_image = -scores.log_softmax(1).diagonal().mean()
     by_text = -scores.log_softmax(0).diagonal().mean()
@@ -77,7 +78,7 @@ def test_losses_are_the_formulas():
     total = 0.0
     for row, logits in enumerate(out.concept_logits.tolist()):
         for column, logit in enumerate(logits):
-            chance = 1 / (1 + math.exp(-logit))
+            chance = 1 / (1 + math.exp(-logit + math.log([3, 1 / 3][column]) / 2))
             if concepts[row, column]:
                 total -= task.weight[column].item() * math.log(chance)
             else:
@@ -85,10 +86,30 @@ def test_losses_are_the_formulas():
     assert losses["concepts"].item() == pytest.approx(total / 8, rel=1e-5)
 
 
+@pytest.mark.parametrize("rarity", [0.0, 0.5, 1.0])
+def test_a_logit_of_0_is_the_balanced_decision(rarity):
+    """Where nothing is to be seen, the best constant logit is 0, however rare the concept."""
+    concepts = torch.tensor([[1.0]] * 3 + [[0.0]] * 97)
+    task = EvaluatorTask(PromptEvaluator([("a", "subject")], image_size=32), concepts, rarity=rarity)
+    logit = torch.zeros(1, 1, requires_grad=True)
+
+    class Blind:
+        log_scale = torch.tensor(0.0)
+
+        def __call__(self, images, colours, texts):
+            return EvaluatorOutput(torch.ones(100, 1), torch.ones(100, 1), logit.expand(100, 1))
+
+    task.modules["evaluator"] = Blind()
+    batch = {"images": None, "colours": None, "texts": None, "concepts": concepts}
+    task.training_step(batch, None)["concepts"].backward()
+    assert logit.grad.item() == pytest.approx(0, abs=1e-6)
+
+
 def test_the_scale_stays_below_its_limit():
     evaluator = PromptEvaluator([("a", "subject")], image_size=32, dropout=0.0)
     batch = {
         "images": torch.rand(4, 1280, 1, 1),
+        "colours": torch.rand(4, 3, 8, 8),
         "texts": torch.randn(4, 384),
         "concepts": torch.ones(4, 1),
     }
@@ -107,6 +128,7 @@ def test_rows_are_what_the_evaluator_will_see(train):
     rows = encode_scenes(dataset, present, names, image_size=32, batch_size=2)
     assert {name: (tuple(t.shape), t.dtype) for name, t in rows.items()} == {
         "images": ((5, 1280, 1, 1), torch.float16),
+        "colours": ((5, 3, 8, 8), torch.float16),
         "texts": ((5, 384), torch.float16),
         "concepts": ((5, len(names)), torch.uint8),
     }
@@ -114,7 +136,7 @@ def test_rows_are_what_the_evaluator_will_see(train):
     torch.manual_seed(0)
     evaluator = PromptEvaluator(list(scenes.concepts().items()), image_size=32).eval()
     with torch.no_grad():
-        out = evaluator(rows["images"].float(), rows["texts"].float())
+        out = evaluator(rows["images"].float(), rows["colours"].float(), rows["texts"].float())
     torch.testing.assert_close(out.image_embeddings, evaluator.embed_images(dataset), atol=2e-3, rtol=0)
     torch.testing.assert_close(
         out.text_embeddings, evaluator.embed_texts(dataset.captions), atol=2e-3, rtol=0
