@@ -208,13 +208,17 @@ class Trajectory:
         if start.partner is not None:
             self._partner = self._prepare(start.partner.to(sample.device, dtype))
 
-    def _leave(self, state: torch.Tensor, partner: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Keeps the new state and its partner, by way of `watch`; returns the state in `like`'s dtype."""
+    def _leave(
+        self, state: torch.Tensor, partner: torch.Tensor | None, like: torch.Tensor
+    ) -> torch.Tensor:
+        """Keeps the new state and its partner (None: the next step has none), by way of `watch`; returns the
+        state in `like`'s dtype.
+        """
         assert self._step_index is not None
-        if self.watch is not None:
+        if self.watch is not None and partner is not None:
             state, partner = self.watch(self._step_index, (state, partner))
-        state, partner = state.contiguous(), partner.contiguous()
-        self._master, self._partner = state, partner
+        self._master = state = state.contiguous()
+        self._partner = None if partner is None else partner.contiguous()
         self._step_index += 1
         return state.to(like.dtype)
 
