@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel as UNet
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dmkit import data
-from dmkit._files import atomic_folder, load_json
+from dmkit._files import atomic_folder, load_json, save_json
 from dmkit.evaluation import Reference, load_evaluator, quality
 from dmkit.images import grid, save_png, to_pil
 from dmkit.metrics import frechet_distance, psnr
@@ -133,6 +133,10 @@ def main(
         for key in ("unet", "vae", "text_encoder"):
             parts[key].half()
         pipe.save_pretrained(folder)
+        # Transformers loads a model in the type that its config names, Diffusers in float32 unless told
+        # otherwise: without this the parts of a pipeline loaded by its path alone would not fit together.
+        config_file = folder / "text_encoder" / "config.json"
+        save_json(config_file, {**load_json(config_file), "dtype": "float32"})
         shipped = DiffusionPipeline.from_pretrained(folder)
         shipped.set_progress_bar_config(disable=True)
         half = drawn(shipped)

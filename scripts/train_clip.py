@@ -39,10 +39,16 @@ class ModelArguments:
     patch_size: int = field(default=8, metadata=_help("Side of the image tower's patches in pixels."))
     num_attention_heads: int = field(default=4, metadata=_help("Attention heads of both towers."))
     max_shift: int = field(default=1, metadata=_help("Images move at random by up to this many pixels."))
+    opposites: list[str] = field(
+        default_factory=list,
+        metadata=_help("Pairs like left:right; captions with them exchanged are hard negatives."),
+    )
 
     def __post_init__(self) -> None:
         if not self.dataset_name:
             raise ValueError("Give --dataset_name.")
+        if bad := [pair for pair in self.opposites if not all(pair.partition(":")[::2])]:
+            raise ValueError(f"--opposites takes pairs like left:right, not {', '.join(bad)}.")
 
 
 def build_clip(model: ModelArguments, tokenizer: CLIPTokenizer, channels: int) -> CLIPModel:
@@ -85,7 +91,9 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{model.dataset_name} has no captions.")
     tokenizer = train_tokenizer(dataset.captions[:20_000], model.vocab_size)
     clip = build_clip(model, tokenizer, dataset.channels)
-    Trainer(ContrastiveTask(clip, tokenizer, max_shift=model.max_shift), dataset, training).train()
+    pairs = [(one, other) for one, _, other in (pair.partition(":") for pair in model.opposites)]
+    task = ContrastiveTask(clip, tokenizer, max_shift=model.max_shift, opposites=pairs)
+    Trainer(task, dataset, training).train()
 
 
 if __name__ == "__main__":

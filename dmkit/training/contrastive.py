@@ -3,12 +3,15 @@
     loss = ½ [CE(τ I Tᵀ, k = k) + CE(τ T Iᵀ, k = k)]
 
 with unit embeddings I, T of a batch's images and captions and a learned scale τ; the negatives are the other
-pairs of a process's micro-batch.
+pairs of a process's micro-batch. These seldom differ in one word only. So that words which come in pairs of
+opposites (left, right) are told apart, an image may have to prefer its caption also to the same one with the
+opposites exchanged: a hard negative (NegCLIP, Yuksekgonul et al. 2023).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,11 @@ def _merges(learner: Tokenizer) -> list[list[str]]:
     return [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
 
 
+def exchanged(caption: str, opposites: Mapping[str, str]) -> str:
+    """A caption with each word of `opposites` in the place of its opposite, all at once."""
+    return re.sub(r"\w+", lambda word: opposites.get(word[0], word[0]), caption)
+
+
 class ContrastiveTask(Task):
     """Trains a `CLIPModel` on captioned images, and ships it with its tokenizer.
 
@@ -70,11 +78,22 @@ class ContrastiveTask(Task):
         tokenizer: texts -> tokens.
         max_shift: images are moved at random by up to this many pixels (edges repeat), so that the image
             tower does not learn the pixel grid by heart.
+        opposites: pairs of words; a caption that has one of them, with the pair exchanged, is a further
+            negative of every image.
     """
 
-    def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer, *, max_shift: int = 1):
+    def __init__(
+        self,
+        clip: CLIPModel,
+        tokenizer: CLIPTokenizer,
+        *,
+        max_shift: int = 1,
+        opposites: Iterable[tuple[str, str]] = (),
+    ):
         self.modules = {"clip": clip}
         self.tokenizer, self.max_shift = tokenizer, max_shift
+        pairs = list(opposites)
+        self.opposites = {**dict(pairs), **{other: word for word, other in pairs}}
         self.device = torch.device("cpu")
 
     def prepare(self, device: torch.device) -> None:
@@ -82,7 +101,10 @@ class ContrastiveTask(Task):
 
     def training_step(self, batch: Mapping[str, Any], step: Step) -> dict[str, Tensor]:
         # Attention is causal and the end token is pooled, so padding to the batch's longest changes nothing.
-        tokens = self.tokenizer(batch["captions"], padding=True, truncation=True, return_tensors="pt")
+        captions = list(batch["captions"])
+        others = [exchanged(caption, self.opposites) for caption in captions]
+        texts = [*captions, *(o for o, caption in zip(others, captions, strict=True) if o != caption)]
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         images = shifted(batch["images"], step, self.max_shift)
         out = self.modules["clip"](
             input_ids=tokens.input_ids.to(self.device),
@@ -91,7 +113,8 @@ class ContrastiveTask(Task):
         )
         names = torch.arange(len(images), device=self.device)
         logits = out.logits_per_image.float()
-        return {"contrast": (F.cross_entropy(logits, names) + F.cross_entropy(logits.T, names)) / 2}
+        of_captions = logits.T[: len(images)]
+        return {"contrast": (F.cross_entropy(logits, names) + F.cross_entropy(of_captions, names)) / 2}
 
     def save(self, folder: Path, modules: Mapping[str, Any]) -> None:
         modules["clip"].save_pretrained(folder)

@@ -9,7 +9,7 @@ from tiny_models import CAPTIONS, pictures, step, tiny_clip
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dmkit.training.contrastive import MAX_LENGTH, ContrastiveTask, shifted, train_tokenizer
+from dmkit.training.contrastive import MAX_LENGTH, ContrastiveTask, exchanged, shifted, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,28 @@ def test_the_loss_is_clips_own(tokenizer):
     tokens = tokenizer(batch()["captions"], padding="max_length", return_tensors="pt")
     theirs = clip(**tokens, pixel_values=batch()["images"], return_loss=True).loss
     torch.testing.assert_close(loss, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_opposites_change_places_as_whole_words():
+    opposites = {"left": "right", "right": "left"}
+    caption = "a key to the left of a star, right on a lefty"
+    assert exchanged(caption, opposites) == "a key to the right of a star, left on a lefty"
+    assert exchanged(exchanged(caption, opposites), opposites) == caption
+
+
+def test_an_image_that_likes_the_exchanged_caption_as_well_costs_more(tokenizer):
+    """One of two captions has an opposite: a third text, a negative of the images but no text of its own."""
+    seen = []
+
+    def clip(**inputs):
+        seen.append(len(inputs["input_ids"]))
+        return SimpleNamespace(logits_per_image=torch.tensor([[9.0, 0.0, 9.0], [0.0, 9.0, 0.0]]))
+
+    pairs = {**batch(2), "captions": ["a cat in the top left", "a dog"]}
+    loss = ContrastiveTask(clip, tokenizer, opposites=[("left", "right")]).training_step(pairs, step())
+    assert seen == [3]
+    # Half of the loss is the images': the first is torn between its caption and the exchanged one.
+    assert loss["contrast"].item() == pytest.approx(math.log(2) / 4, abs=1e-3)
 
 
 def test_padding_does_not_change_the_pooled_text(tokenizer):

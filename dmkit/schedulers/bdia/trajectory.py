@@ -208,9 +208,7 @@ class Trajectory:
         if start.partner is not None:
             self._partner = self._prepare(start.partner.to(sample.device, dtype))
 
-    def _leave(
-        self, state: torch.Tensor, partner: torch.Tensor | None, like: torch.Tensor
-    ) -> torch.Tensor:
+    def _leave(self, state: torch.Tensor, partner: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
         """Keeps the new state and its partner (None: the next step has none), by way of `watch`; returns the
         state in `like`'s dtype.
         """
