@@ -187,7 +187,7 @@ def main(
             text_parameters=sizes["text_encoder"],
             latent=f"{config.in_channels}x{config.sample_size}x{config.sample_size}",
             prediction=settings["prediction_type"],
-            psnr=f"{float(psnr(decoded, originals).mean()):.1f} dB",
+            psnr=f"{psnr(decoded, originals):.1f} dB",
             recipe=recipe.name,
             seed=settings["seed"],
             steps=steps,
