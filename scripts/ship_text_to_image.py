@@ -48,8 +48,8 @@ dataset: {dataset}
 | seen | {images:,} images in batches of {batch}; averaged weights (EMA) |
 | measured with | {ddim} DDIM steps, guidance {guidance:g}, captions of the data set, `emoji-evaluator` |
 | Fréchet distance | **{frechet:.1f}**, {count:,} samples; real against real {floor:.1f} |
-| right caption among 100, compositions seen | top-1 {seen_top1:.0%}, top-5 **{seen_top5:.0%}** |
-| right caption among 100, compositions never seen | top-1 {unseen_top1:.0%}, top-5 **{unseen_top5:.0%}** |
+| right caption among 100, compositions seen | top-1 {seen_top1:.1%}, top-5 **{seen_top5:.1%}** |
+| right caption among 100, compositions never seen | top-1 {unseen_top1:.1%}, top-5 **{unseen_top5:.1%}** |
 | float16 against float32 | largest difference of a pixel {half:.3f} of 2, mean {half_mean:.4f} |
 
 The distance is a Fréchet distance of EfficientNet-Lite0 features, not an FID.
