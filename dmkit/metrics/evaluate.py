@@ -62,7 +62,7 @@ class FeatureSet:
 Images: TypeAlias = Tensor | RawImages | Iterable[Any] | FeatureSet
 
 
-def _batches(images: Any, batch_size: int) -> Iterator[Tensor]:
+def image_batches(images: Any, batch_size: int) -> Iterator[Tensor]:
     """uint8 batches (B, C, H, W), B <= batch_size, of whatever `describe` takes."""
     if isinstance(images, (str, os.PathLike)):
         raise TypeError(f"Open the folder first: dmkit.data.load({os.fspath(images)!r}).")
@@ -128,7 +128,7 @@ def describe(
         if found.features is not None or not keep_features:
             return found
     moments, kept = None, []
-    for batch in _batches(images, batch_size):
+    for batch in image_batches(images, batch_size):
         features = extract(chosen, batch)
         part = Moments.of(features)
         moments = part if moments is None else moments + part

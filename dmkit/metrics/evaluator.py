@@ -22,7 +22,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from ..errors import MissingExtraError
-from .evaluate import Images, _batches
+from .evaluate import Images, image_batches
 from .features import EfficientNetLite0
 
 IMAGE_CHANNELS, TEXT_CHANNELS = 1280, 384
@@ -221,7 +221,7 @@ class PromptEvaluator(ModelMixin, ConfigMixin):
         if isinstance(images, Reading):
             return images
         parts = []
-        for batch in _batches(images, batch_size):
+        for batch in image_batches(images, batch_size):
             pixels = batch.to(self.device).float().div(127.5).sub(1)
             features = image_features(pixels, self.config.image_size)
             hidden = self._hidden(features, image_colours(pixels))

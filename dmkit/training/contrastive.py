@@ -70,6 +70,17 @@ def exchanged(caption: str, opposites: Mapping[str, str]) -> str:
     return re.sub(r"\w+", lambda word: opposites.get(word[0], word[0]), caption)
 
 
+def contrast(logits: Tensor) -> Tensor:
+    """The loss of the module's docstring.
+
+    Args:
+        logits: (B, B + n) scaled cosines of B images with their B captions and n more texts, which are
+            negatives of the images only.
+    """
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T[: len(logits)], own)) / 2
+
+
 class ContrastiveTask(Task):
     """Trains a `CLIPModel` on captioned images, and ships it with its tokenizer.
 
@@ -111,10 +122,7 @@ class ContrastiveTask(Task):
             attention_mask=tokens.attention_mask.to(self.device),
             pixel_values=images,
         )
-        names = torch.arange(len(images), device=self.device)
-        logits = out.logits_per_image.float()
-        of_captions = logits.T[: len(images)]
-        return {"contrast": (F.cross_entropy(logits, names) + F.cross_entropy(of_captions, names)) / 2}
+        return {"contrast": contrast(out.logits_per_image.float())}
 
     def save(self, folder: Path, modules: Mapping[str, Any]) -> None:
         modules["clip"].save_pretrained(folder)

@@ -29,6 +29,7 @@ from ..data.emoji import Art
 from ..data.scenes import STYLES, Scene, Studio
 from ..metrics.evaluator import PromptEvaluator, image_colours, image_features, text_features
 from ..metrics.prompts import concept_targets
+from .contrastive import contrast
 from .trainer import Step, Task
 
 MAX_SCALE = 100.0
@@ -140,12 +141,11 @@ class EvaluatorTask(Task):
         out = module(batch["images"], batch["colours"], batch["texts"])
         scale = getattr(module, "module", module).log_scale.exp().clamp(max=MAX_SCALE)
         logits = scale * out.image_embeddings @ out.text_embeddings.T
-        own = torch.arange(len(logits), device=logits.device)
         concepts = F.binary_cross_entropy_with_logits(
             out.concept_logits - self.shift, batch["concepts"], pos_weight=self.weight, reduction="none"
         )
         return {
-            "contrast": (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2,
+            "contrast": contrast(logits),
             "concepts": concepts.sum(1).mean(),
         }
 
