@@ -31,8 +31,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from _networks import grey_unet
 from _results import RESULTS, Cells
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
@@ -240,17 +241,7 @@ def cost(repetitions: int = 15) -> dict[str, Any]:
     """Process time of each rule's step over the plain one's; one step of each in turn."""
 
     def trainer(name: str, rule: str, update_every: int | None = None) -> Trainer:
-        torch.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=16,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=1,
-            block_out_channels=(32, 64, 128),
-            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-            norm_num_groups=8,
-        )
+        unet = grey_unet(16)
         sampler = None if name == "plain" else ClusterTimestepSampler(CLUSTERS)
         arguments = TrainingArguments(train_batch_size=BATCH, max_train_steps=1000, report_to="none")
         task = DenoisingTask(unet, DDPMScheduler(), sampler=sampler)

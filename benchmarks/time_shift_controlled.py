@@ -29,8 +29,9 @@ from typing import Any
 
 import diffusers
 import torch
+from _networks import grey_unet
 from _results import Cells
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 import dmkit.schedulers
@@ -164,17 +165,7 @@ def run(scheduler: Any, network: Callable[[Tensor, Tensor], Tensor], noise: Tens
 @torch.no_grad()
 def overhead(name: str, repetitions: int = 12, steps: int = 10) -> dict[str, Any]:
     """A Time-Shift class's loop over its parent's, in turn; and what a step costs more, without a network."""
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=32,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(32, 64, 128),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        norm_num_groups=8,
-    ).eval()
+    unet = grey_unet(32).eval()
     noise = torch.randn(16, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     ours, theirs = getattr(dmkit.schedulers, name), getattr(diffusers, name.removeprefix("TimeShift"))
     settings = {"skip_prk_steps": True} if "PNDM" in name else {}

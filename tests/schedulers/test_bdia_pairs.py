@@ -16,10 +16,10 @@ from diffusers import (
     DDPMScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     UNet2DModel,
 )
+from tiny_flow import tiny_sd3_transformer
 
 from dmkit.errors import FileFormatError
 from dmkit.schedulers import BDIADDIMScheduler, BDIALatentPair, decode, edit, encode, invert, reconstruct
@@ -174,18 +174,7 @@ def test_flow_matching_pipeline_gives_the_latents_back(photo):
         scaling_factor=1.5,
         shift_factor=0.06,
     ).eval()
-    transformer = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        caption_projection_dim=16,
-        pooled_projection_dim=16,
-        out_channels=4,
-    )
+    transformer = tiny_sd3_transformer()
     parts = {f"{kind}{n}": None for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
     pipe = quiet(
         StableDiffusion3Pipeline(

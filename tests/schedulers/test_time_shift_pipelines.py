@@ -15,11 +15,11 @@ from diffusers import (
     DDPMPipeline,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
 )
 from time_shift_cases import CLASSES, DISCRETE, PER_SAMPLE, Denoiser, ours, parent, sample
+from tiny_flow import tiny_sd3_transformer
 
 import dmkit.schedulers
 from dmkit.data.exact import ExactDenoiser, GaussianMixture
@@ -128,18 +128,7 @@ def test_image_to_image(text_pipe):
 
 def test_flow_matching_pipeline(vae):
     torch.manual_seed(5)
-    transformer = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        caption_projection_dim=16,
-        pooled_projection_dim=16,
-        out_channels=4,
-    )
+    transformer = tiny_sd3_transformer()
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     parts = {f"{kind}{n}": None for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
     pipe = StableDiffusion3Pipeline(transformer=transformer, vae=vae, scheduler=scheduler, **parts)
