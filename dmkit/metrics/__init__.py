@@ -12,6 +12,7 @@ features are those of Inception-v3, which none of the packages here carries.
 """
 
 from .distances import pairwise_diversity, precision_recall
+from .erasure import concept_share, drift
 from .evaluate import FeatureSet, describe, evaluate_images
 from .evaluator import PromptEvaluator
 from .features import EfficientNetLite0, Extractor
@@ -35,7 +36,9 @@ __all__ = [
     "PromptEvaluator",
     "concept_accuracy",
     "concept_recall",
+    "concept_share",
     "describe",
+    "drift",
     "evaluate_images",
     "evaluate_prompts",
     "frechet_distance",
