@@ -1,0 +1,13 @@
+"""Small files that add or remove something: SPM, one-dimensional adapters that erase a concept.
+
+Public names are read from their modules on first use.
+"""
+
+from .._lazy import exports
+
+__all__, __getattr__ = exports(
+    __name__,
+    {
+        "spm.files": ("SPMLayer", "SPMMetadata", "SPMWeights", "read_spm", "save_spm"),
+    },
+)
