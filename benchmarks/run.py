@@ -17,6 +17,7 @@ ORDER = (
     "emoji_editing",
     "ant_controlled",
     "scalelong_controlled",
+    "training_latents",
     "render",
 )
 
