@@ -1,0 +1,1 @@
+"""Erasing concepts by training: SPM, and ESD and UCE beside it."""
