@@ -8,6 +8,9 @@ from .._lazy import exports
 __all__, __getattr__ = exports(
     __name__,
     {
-        "spm.files": ("SPMLayer", "SPMMetadata", "SPMWeights", "read_spm", "save_spm"),
+        "spm.weights": ("SPMLayer", "SPMMetadata", "SPMWeights"),
+        "spm.files": ("read_spm", "save_spm"),
+        "spm.merging": ("merge_spms",),
+        "spm.pipeline": ("SPM",),
     },
 )

@@ -32,6 +32,9 @@ from torch import nn
 
 from ...errors import unknown_name
 
+# What fusing the QKV projections leaves behind in an attention, unused, when it is taken back.
+FUSED_LAYERS = ("to_qkv", "to_kv", "to_added_qkv")
+
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """The layers that PEFT has wrapped, by module name; they hold the adapters of everybody."""
@@ -45,6 +48,26 @@ def component_of(model: nn.Module) -> str:
     )
 
 
+def check_separate_qkv(model: nn.Module) -> None:
+    """Refuses fused QKV projections.
+
+    Raises:
+        ValueError: there are some; the message names the first module.
+    """
+    if fused := next((name for name, module in model.named_modules() if _is_fused_qkv(module)), None):
+        raise ValueError(
+            f"The QKV projections of {fused} are fused, which bypasses adapters on to_q, to_k and to_v. Call "
+            "unfuse_qkv_projections() first."
+        )
+
+
+def _is_fused_qkv(module: nn.Module) -> bool:
+    if isinstance(module, Attention):
+        # Its flag stays set when the model goes back to the separate projections; the processor is told.
+        return type(module.processor).__name__.startswith("Fused")
+    return bool(getattr(module, "fused_projections", False))
+
+
 def target_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that an SPM adapts, by module name; layers that PEFT has wrapped are given unwrapped.
 
@@ -56,11 +79,7 @@ def target_layers(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: no such layer, or fused QKV projections, which would bypass an adapter.
     """
-    if fused := next((n for n, m in model.named_modules() if getattr(m, "fused_projections", False)), None):
-        raise ValueError(
-            f"The QKV projections of {fused or type(model).__name__} are fused, which bypasses adapters on "
-            "to_q, to_k and to_v. Call unfuse_qkv_projections() first."
-        )
+    check_separate_qkv(model)
     homes: tuple[type, ...]
     kinds: tuple[type, ...]
     if component_of(model) == "unet":
@@ -83,6 +102,8 @@ def _below(
         return
     inside = inside or isinstance(module, homes)
     for child, submodule in module.named_children():
+        if child in FUSED_LAYERS:
+            continue
         yield from _below(submodule, f"{name}.{child}" if name else child, homes, kinds, inside)
 
 
@@ -194,7 +215,7 @@ def inject(
             nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
             weight.data.copy_(drawn)
     # Adding an adapter makes it the only active one and, on layers that had none, switches it on.
-    _set_active(model, [*before, adapter_name])
+    set_active(model, [*before, adapter_name])
     if off:
         _switch(model, on=False)
     model.requires_grad_(False)
@@ -212,7 +233,7 @@ def remove(model: nn.Module, adapter_name: str) -> None:
     if any(adapter_name in layer.merged_adapters for layer in layers.values()):
         raise ValueError(f"Adapter {adapter_name!r} is fused into the weights; unfuse it first.")
     # Deleting an active adapter can make PEFT switch on one that the user had switched off.
-    _set_active(model, [name for name in active_adapters(model) if name != adapter_name])
+    set_active(model, [name for name in active_adapters(model) if name != adapter_name])
     if isinstance(model, PeftAdapterMixin):
         model.delete_adapters(adapter_name)
     else:
@@ -233,7 +254,7 @@ def is_fused(model: nn.Module) -> bool:
 
 
 @contextmanager
-def _same_gradients(model: nn.Module) -> Iterator[None]:
+def same_gradients(model: nn.Module) -> Iterator[None]:
     """PEFT couples switching adapters with `requires_grad`; here that stays as it was."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     yield
@@ -241,14 +262,15 @@ def _same_gradients(model: nn.Module) -> Iterator[None]:
         parameter.requires_grad_(flag)
 
 
-def _set_active(model: nn.Module, names: list[str]) -> None:
-    with _same_gradients(model):
+def set_active(model: nn.Module, names: list[str]) -> None:
+    """Switches on exactly these adapters, at the weights that they have."""
+    with same_gradients(model):
         for layer in lora_layers(model).values():
             layer.set_adapter(names)
 
 
 def _switch(model: nn.Module, on: bool) -> None:
-    with _same_gradients(model):
+    with same_gradients(model):
         for layer in lora_layers(model).values():
             layer.enable_adapters(on)
 
@@ -263,7 +285,7 @@ def enable(model: nn.Module, weights: Mapping[str, float]) -> None:
     for name in weights:
         if name not in known:
             raise unknown_name("adapter", name, known)
-    with _same_gradients(model):
+    with same_gradients(model):
         set_weights_and_activate_adapters(model, list(weights), list(weights.values()))
     _switch(model, on=True)
 
@@ -272,12 +294,12 @@ def enable(model: nn.Module, weights: Mapping[str, float]) -> None:
 def disabled(model: nn.Module) -> Iterator[None]:
     """All adapters off inside; afterwards each layer's are as they were. Gradients are not touched."""
     were_on = [layer for layer in lora_layers(model).values() if not layer.disable_adapters]
-    with _same_gradients(model):
+    with same_gradients(model):
         for layer in were_on:
             layer.enable_adapters(False)
     try:
         yield
     finally:
-        with _same_gradients(model):
+        with same_gradients(model):
             for layer in were_on:
                 layer.enable_adapters(True)

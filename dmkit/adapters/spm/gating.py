@@ -1,0 +1,153 @@
+"""SPMs that are open by another amount for each sample of a batch.
+
+With k adapters of strengths γ_1 … γ_k for a sample, a layer computes
+
+    y = W x + Σ_c γ_c (α_c / r_c) U_c D_c x                                            (9) of the paper
+      = W x + U (γ ⊙ D x),   D_c stacked as rows, (α_c / r_c) U_c as columns
+
+The second line is one pass for any number of adapters. PEFT's own loop makes one for each, which costs
+several times the layer itself for ten; so inside `gated` PEFT leaves the SPMs out and a hook on its layer
+adds them.
+The released code multiplies every tensor of an adapter by γ and adds the adapters up, which gives γ² for one
+and spurious products of two; `squared` takes the γ² without those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from .layers import active_adapters, lora_layers, set_active
+
+LINEAR, SQUARED = MODES = ("linear", "squared")
+
+
+class Gates:
+    """Strengths of k adapters for each prompt, laid out over a denoiser's batch.
+
+    Pipelines repeat each prompt for its images, and then the whole batch for classifier-free guidance: row b
+    of a batch belongs to prompt (b mod P n) // n.
+
+    Args:
+        strengths: (P, k).
+        images_per_prompt: n.
+    """
+
+    def __init__(self, strengths: Tensor, images_per_prompt: int):
+        self.strengths = strengths.repeat_interleave(images_per_prompt, dim=0)
+        self.scale = 1.0
+        self._rows: dict[tuple[Any, ...], Tensor] = {}
+
+    def read_scale(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A pre-hook of the denoiser: Diffusers scales adapters that PEFT runs by an argument of the call."""
+        options = [value for name, value in kwargs.items() if name.endswith("attention_kwargs") and value]
+        self.scale = float(options[0].get("scale", 1.0)) if options else 1.0
+
+    def rows(self, columns: tuple[int, ...], x: Tensor) -> Tensor:
+        """Strengths (B, len(columns)) of these adapters for the B samples of x, in its type.
+
+        Raises:
+            ValueError: B is no multiple of the prompts' images.
+        """
+        key = (len(x), columns, self.scale, x.dtype, x.device)
+        if key not in self._rows:
+            copies, rest = divmod(len(x), len(self.strengths))
+            if rest or not copies:
+                raise ValueError(
+                    f"The denoiser got a batch of {len(x)}, which is no multiple of the prompts' "
+                    f"{len(self.strengths)} images. Give the prompts and num_images_per_prompt of this call."
+                )
+            chosen = self.strengths[:, list(columns)].repeat(copies, 1) * self.scale
+            self._rows[key] = chosen.to(x.device, x.dtype)
+        return self._rows[key]
+
+
+class GatedLayer:
+    """A forward hook that adds the stacked SPMs to a layer's output, equation (9).
+
+    Args:
+        layer: a layer of PEFT.
+        names: the SPMs, in the order of `gates`' columns; those that the layer lacks are passed over.
+        squared: an adapter's strength is squared, its weight included.
+        gates: shared by all layers.
+    """
+
+    def __init__(self, layer: LoraLayer, names: Sequence[str], squared: bool, gates: Gates):
+        downs, ups, columns = [], [], list[int]()
+        for column, name in enumerate(names):
+            if name not in layer.lora_A:
+                continue
+            scale = layer.scaling[name]
+            if squared:
+                # PEFT's scaling is f α/r with the user's weight f; what is wanted is f² α/r.
+                scale *= scale * layer.r[name] / layer.lora_alpha[name]
+            downs.append(layer.lora_A[name].weight.detach())
+            ups.append(layer.lora_B[name].weight.detach() * scale)
+            columns += [column] * layer.r[name]
+        self.down, self.up = torch.cat(downs), torch.cat(ups, dim=1)
+        if self.down.is_meta:
+            raise ValueError("The denoiser is offloaded layer by layer, which gates cannot follow.")
+        self.columns, self.gates = tuple(columns), gates
+
+    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = args[0].to(self.down.dtype)
+        if self.down.device != x.device:
+            self.down, self.up = self.down.to(x.device), self.up.to(x.device)
+        if self.down.ndim == 2:
+            gates = self.gates.rows(self.columns, x)
+            h = F.linear(x, self.down) * gates.view(len(x), *[1] * (x.ndim - 2), -1)
+            added = torch.addmm(output.flatten(0, -2), h.flatten(0, -2).to(output.dtype), self.up.T)
+            return added.view(output.shape)
+        base = layer.get_base_layer()  # type: ignore[operator]
+        h = F.conv2d(x, self.down, None, base.stride, base.padding, base.dilation)
+        h = h * self.gates.rows(self.columns, x)[:, :, None, None]
+        return output + F.conv2d(h, self.up).to(output.dtype)
+
+
+@contextmanager
+def gated(
+    model: nn.Module, strengths: dict[str, Tensor], images_per_prompt: int = 1, mode: str = LINEAR
+) -> Iterator[None]:
+    """Inside, these adapters act by prompt; all other adapters act as they did. Nothing remains afterwards.
+
+    Adapters of `strengths` that are switched off, or all if adapters are disabled, stay off.
+
+    Args:
+        model: the denoiser.
+        strengths: by adapter name, γ of each prompt (P,). The adapter's own weight multiplies it.
+        images_per_prompt: how many images in a row belong to one prompt.
+        mode: `linear`: weight times γ; `squared`: (weight times γ)².
+
+    Raises:
+        ValueError: in the denoiser's call, a batch that is no multiple of the prompts' images.
+    """
+    active = active_adapters(model)
+    names = [name for name in strengths if name in active]
+    layers = [
+        layer
+        for layer in lora_layers(model).values()
+        if not layer.disable_adapters and any(name in layer.lora_A for name in names)
+    ]
+    if not layers:
+        yield
+        return
+    gammas = torch.stack([strengths[name] for name in names], dim=1)
+    gates = Gates(gammas if mode == LINEAR else gammas**2, images_per_prompt)
+    handles = []
+    try:
+        for layer in layers:
+            hook = GatedLayer(layer, names, mode == SQUARED, gates)
+            handles.append(layer.register_forward_hook(hook))  # type: ignore[attr-defined]
+        handles.append(model.register_forward_pre_hook(gates.read_scale, with_kwargs=True))
+        set_active(model, [name for name in active if name not in names])
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        set_active(model, active)
