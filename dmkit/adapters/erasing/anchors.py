@@ -42,7 +42,8 @@ def without_targets(prompts: Sequence[str], targets: Sequence[str]) -> tuple[lis
     stay where "a car" goes.
     """
     concepts = [_words(target) for target in targets]
-    kept, dropped = [], []
+    kept: list[str] = []
+    dropped: list[str] = []
     for prompt in prompts:
         holds = any(concept <= _words(prompt) for concept in concepts)
         (dropped if holds else kept).append(prompt)
