@@ -20,7 +20,7 @@ from ...training.arguments import TrainingArguments, parse_arguments
 from ...training.checkpoint import save_into
 from ...training.prompting import denoiser_of
 from ...training.trainer import Trainer
-from ..spm.files import SPMMetadata
+from ..spm.weights import SPMMetadata
 from . import uce
 from .anchors import Anchors, GaussianAnchors, PromptAnchors, without_targets
 from .esd import PARTS, ESDTask

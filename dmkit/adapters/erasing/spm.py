@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from ...training.prompting import denoiser_of
-from ..spm.files import SPMMetadata, from_model, save_spm
+from ..spm.files import save_spm
 from ..spm.layers import adapter_parameters, disabled, inject
+from ..spm.weights import SPMMetadata, from_model
 from .anchors import Anchors, GaussianAnchors
 from .latents import PartialDenoising
 from .prompts import ErasePrompt
