@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import DmkitError
-from . import demo, edit, evaluate, invert, models, sample, tune
+from . import demo, edit, erase, evaluate, invert, models, sample, tune
 
 # Of click or of Typer's own copy of it, by Typer's version.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
@@ -53,6 +53,7 @@ app.command("invert")(invert.invert)
 app.command("edit")(edit.edit)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(tune.app, name="tune")
+app.add_typer(erase.app, name="erase")
 app.command("demo")(demo.demo)
 
 
