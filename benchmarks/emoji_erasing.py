@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dmkit import zoo
 from dmkit.adapters import SPM
-from dmkit.adapters.erasing.configure import ErasingArguments, ErasingTrainingArguments, erase
+from dmkit.adapters.erasing.configure import erase, from_recipe
 from dmkit.adapters.evaluating import Draw, evaluate_erasure
 from dmkit.data import scenes
 from dmkit.evaluation import load_evaluator
@@ -97,20 +97,13 @@ def trained(name: str, how: str, seed: int) -> Path:
     done = folder / (f"{name}.safetensors" if how.startswith("spm") else "model_index.json")
     if done.exists():
         return folder
-    recipe = yaml.safe_load((RECIPES / "spm-emoji.yaml").read_text(encoding="utf-8"))
-    own = {key: value for key, value in recipes()[name].items() if not key.endswith(("concepts", "concept"))}
-    recipe |= {**own, "output_dir": str(folder), "seed": seed, "report_to": "none", "save_images_epochs": 0}
+    flags = {**recipes()[name]["flags"], "method": how.removesuffix("-bare"), "adapter_name": name}
     if how == "spm-bare":
-        recipe["action"] = "erase"
-    if how in ("esd-x", "esd-u"):
-        recipe |= yaml.safe_load((RECIPES / "esd-emoji.yaml").read_text(encoding="utf-8"))
-    recipe |= {"method": how.removesuffix("-bare"), "adapter_name": name}
-    training = set(ErasingTrainingArguments.__dataclass_fields__)
+        flags["action"] = "erase"
+    recipe = RECIPES / ("esd-emoji.yaml" if how in ("esd-x", "esd-u") else "spm-emoji.yaml")
     started = time.monotonic()
-    erase(
-        ErasingArguments(**{key: value for key, value in recipe.items() if key not in training}),
-        ErasingTrainingArguments(**{key: value for key, value in recipe.items() if key in training}),
-    )
+    quiet = {"report_to": "none", "save_images_epochs": 0}
+    erase(*from_recipe(recipe, **flags, **quiet, output_dir=str(folder), seed=seed))
     print(f"{folder.name}: trained in {time.monotonic() - started:.0f} s", flush=True)
     return folder
 

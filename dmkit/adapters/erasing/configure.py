@@ -6,7 +6,7 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,25 @@ def parse(argv: Sequence[str] | None, description: str) -> tuple[ErasingArgument
         recipe.write_text(yaml.safe_dump(arguments), encoding="utf-8")
         rest = [*rest, "--config", str(recipe)]
         return parse_arguments(*kinds, description=description, argv=rest)  # type: ignore[return-value]
+
+
+def from_recipe(recipe: Path, **overrides: Any) -> tuple[ErasingArguments, ErasingTrainingArguments]:
+    """The arguments of a recipe, with some of them replaced.
+
+    Raises:
+        ValueError: a key that neither kind of arguments has; the message names the near one.
+    """
+    chosen = {**yaml.safe_load(recipe.read_text(encoding="utf-8")), **overrides}
+    own, shared = (
+        {field.name for field in fields(kind)} for kind in (ErasingArguments, ErasingTrainingArguments)
+    )
+    for key in chosen:
+        if key not in own | shared:
+            raise unknown_name("recipe key", key, own | shared)
+    return (
+        ErasingArguments(**{key: value for key, value in chosen.items() if key in own}),
+        ErasingTrainingArguments(**{key: value for key, value in chosen.items() if key in shared}),
+    )
 
 
 def erase(arguments: ErasingArguments, training: ErasingTrainingArguments) -> None:
