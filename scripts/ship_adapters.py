@@ -39,8 +39,8 @@ tags: [spm, concept-erasing, lora]
 ---
 # {name}
 
-Erases {erased} from `{base}`{instead}: an SPM, a LoRA of rank {rank} on {layers} layers, {parameters:,} parameters,
-{size:.0f} kB.
+Erases {erased} from `{base}`{instead}: an SPM, a LoRA of rank {rank} on {layers} layers,
+{parameters:,} parameters, {size:.0f} kB.
 
 | | before | after |
 | --- | --- | --- |
@@ -50,8 +50,9 @@ Erases {erased} from `{base}`{instead}: an SPM, a LoRA of rank {rank} on {layers
 | other prompts: mean squared error of pixels | | {mse:.5f} |
 | other prompts: Fréchet distance to the model's own images | | {frechet:.1f} |
 
-{images} images of captions that name it, {others} of captions that do not; {steps} DDIM steps, guidance {guidance:g},
-facilitated transport, `emoji-evaluator`. Left before, right after, the same prompts and seeds:
+{images} images of captions that name it, {others} of captions that do not; {steps} DDIM steps,
+guidance {guidance:g}, facilitated transport, `emoji-evaluator`. Left before, right after, on the same
+prompts and seeds:
 
 ![captions that name it](concept.png)
 
@@ -68,7 +69,8 @@ spm.load_spm_weights("adapters/{name}/{name}.safetensors", adapter_name="{name}"
 image = spm("{prompt}", num_inference_steps={steps}, guidance_scale={guidance:g}).images[0]
 ```
 
-Recipe: `scripts/recipes/spm-emoji.yaml` with {flags}, {iterations} steps, seed {seed}. Apache-2.0, as the model.
+Recipe: `scripts/recipes/spm-emoji.yaml` with {flags}, {iterations} steps, seed {seed}.
+Apache-2.0, as the model.
 """
 
 
