@@ -22,10 +22,15 @@ def stacked(unet):
 
 
 def hooks_of(model):
+    """What `gated` puts on modules."""
     return [
         hook
         for module in model.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        for hook in (
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+            *(value for name, value in vars(module).items() if name == "forward"),
+        )
     ]
 
 
@@ -77,6 +82,21 @@ def test_nothing_remains(stacked, predict):
     assert active_adapters(stacked) == state
     assert torch.equal(predict(stacked), before)
     assert not any(p.requires_grad for p in stacked.parameters())
+
+
+def test_a_forward_of_somebody_else_runs_once_and_stays(stacked, predict):
+    expected, layer = predict(stacked), next(iter(lora_layers(stacked).values()))
+    calls, kept = [], layer.forward
+
+    def forward(x):
+        calls.append(x)
+        return kept(x)
+
+    layer.forward = forward
+    with gated(stacked, {"one": torch.ones(1), "three": torch.ones(1)}):
+        assert torch.allclose(predict(stacked), expected, atol=1e-5)
+    assert len(calls) == 1
+    assert layer.forward is forward
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")

@@ -6,8 +6,8 @@ With k adapters of strengths γ_1 … γ_k for a sample, a layer computes
       = W x + U (γ ⊙ D x),   D_c stacked as rows, (α_c / r_c) U_c as columns
 
 The second line is one pass for any number of adapters. PEFT's own loop makes one for each, which costs
-several times the layer itself for ten; so inside `gated` PEFT leaves the SPMs out and a hook on its layer
-adds them.
+several times the layer itself for ten; so inside `gated` PEFT leaves the SPMs out and each of its layers has
+another forward, which adds them. A single prompt's γ are the same for all rows: they go into U.
 The released code multiplies every tensor of an adapter by γ and adds the adapters up, which gives γ² for one
 and spurious products of two; `squared` takes the γ² without those.
 """
@@ -40,9 +40,18 @@ class Gates:
     """
 
     def __init__(self, strengths: Tensor, images_per_prompt: int):
+        # What all rows have in common goes into the adapters.
+        self.common = strengths[0] if len(strengths) == 1 else None
+        if self.common is not None:
+            strengths, images_per_prompt = torch.ones_like(strengths), 1
         self.strengths = strengths.repeat_interleave(images_per_prompt, dim=0)
         self.scale = 1.0
         self._rows: dict[tuple[Any, ...], Tensor] = {}
+
+    @property
+    def by_row(self) -> bool:
+        """Whether there is anything to multiply the rows of a batch with."""
+        return self.common is None or self.scale != 1
 
     def read_scale(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A pre-hook of the denoiser: Diffusers scales adapters that PEFT runs by an argument of the call."""
@@ -69,16 +78,17 @@ class Gates:
 
 
 class GatedLayer:
-    """A forward hook that adds the stacked SPMs to a layer's output, equation (9).
+    """The forward of a layer of PEFT with the stacked SPMs, equation (9), in place of PEFT's own.
 
     Args:
         layer: a layer of PEFT.
         names: the SPMs, in the order of `gates`' columns; those that the layer lacks are passed over.
-        squared: an adapter's strength is squared, its weight included.
+        squared: an adapter's weight is squared.
         gates: shared by all layers.
+        others: other adapters act on the layer, by PEFT.
     """
 
-    def __init__(self, layer: LoraLayer, names: Sequence[str], squared: bool, gates: Gates):
+    def __init__(self, layer: LoraLayer, names: Sequence[str], squared: bool, gates: Gates, others: bool):
         downs, ups, columns = [], [], list[int]()
         for column, name in enumerate(names):
             if name not in layer.lora_A:
@@ -87,26 +97,33 @@ class GatedLayer:
             if squared:
                 # PEFT's scaling is f α/r with the user's weight f; what is wanted is f² α/r.
                 scale *= scale * layer.r[name] / layer.lora_alpha[name]
+            up = layer.lora_B[name].weight.detach() * scale
             downs.append(layer.lora_A[name].weight.detach())
-            ups.append(layer.lora_B[name].weight.detach() * scale)
+            ups.append(up if gates.common is None else up * gates.common[column].to(up.device, up.dtype))
             columns += [column] * layer.r[name]
         self.down, self.up = torch.cat(downs), torch.cat(ups, dim=1)
         if self.down.is_meta:
             raise ValueError("The denoiser is offloaded layer by layer, which gates cannot follow.")
         self.columns, self.gates = tuple(columns), gates
+        self.base = layer.get_base_layer()
+        # PEFT's forward costs as much as a small layer; somebody else's may move weights.
+        needed = others or "forward" in vars(layer)
+        self.inner = layer.forward if needed else self.base  # type: ignore[attr-defined]
 
-    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = args[0].to(self.down.dtype)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output = self.inner(x, *args, **kwargs)
         if self.down.device != x.device:
             self.down, self.up = self.down.to(x.device), self.up.to(x.device)
+        x = x.to(self.down.dtype)
         if self.down.ndim == 2:
-            gates = self.gates.rows(self.columns, x)
-            h = F.linear(x, self.down) * gates.view(len(x), *[1] * (x.ndim - 2), -1)
+            h = F.linear(x, self.down)
+            if self.gates.by_row:
+                h = h * self.gates.rows(self.columns, x).view(len(x), *[1] * (x.ndim - 2), -1)
             added = torch.addmm(output.flatten(0, -2), h.flatten(0, -2).to(output.dtype), self.up.T)
             return added.view(output.shape)
-        base = layer.get_base_layer()  # type: ignore[operator]
-        h = F.conv2d(x, self.down, None, base.stride, base.padding, base.dilation)
-        h = h * self.gates.rows(self.columns, x)[:, :, None, None]
+        h = F.conv2d(x, self.down, None, self.base.stride, self.base.padding, self.base.dilation)
+        if self.gates.by_row:
+            h = h * self.gates.rows(self.columns, x)[:, :, None, None]
         return output + F.conv2d(h, self.up).to(output.dtype)
 
 
@@ -129,6 +146,7 @@ def gated(
     """
     active = active_adapters(model)
     names = [name for name in strengths if name in active]
+    others = [name for name in active if name not in names]
     layers = [
         layer
         for layer in lora_layers(model).values()
@@ -139,15 +157,26 @@ def gated(
         return
     gammas = torch.stack([strengths[name] for name in names], dim=1)
     gates = Gates(gammas if mode == LINEAR else gammas**2, images_per_prompt)
-    handles = []
+    forwards = [
+        GatedLayer(layer, names, mode == SQUARED, gates, any(name in layer.lora_A for name in others)).forward
+        for layer in layers
+    ]
+    hook = model.register_forward_pre_hook(gates.read_scale, with_kwargs=True)
+    # Whoever has put a forward on a layer gets it back.
+    before = [vars(layer).get("forward") for layer in layers]
+    # Where PEFT's forward still runs, it shall leave the SPMs out.
+    peft_runs = bool(others) or any(before)
     try:
-        for layer in layers:
-            hook = GatedLayer(layer, names, mode == SQUARED, gates)
-            handles.append(layer.register_forward_hook(hook))  # type: ignore[attr-defined]
-        handles.append(model.register_forward_pre_hook(gates.read_scale, with_kwargs=True))
-        set_active(model, [name for name in active if name not in names])
+        if peft_runs:
+            set_active(model, others)
+        for layer, forward in zip(layers, forwards, strict=True):
+            layer.forward = forward  # type: ignore[attr-defined]
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        set_active(model, active)
+        hook.remove()
+        for layer, old in zip(layers, before, strict=True):
+            vars(layer).pop("forward", None)
+            if old is not None:
+                layer.forward = old  # type: ignore[attr-defined]
+        if peft_runs:
+            set_active(model, active)
