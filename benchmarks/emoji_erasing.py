@@ -17,7 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,12 @@ def captions() -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for scene, text in found if len(scene.things) == 1 and not scene.place))
 
 
-def drawing(pipe: Any) -> Draw:
+def drawing(pipe: Any, call: Any = None) -> Draw:
     scheduler = build("ddim", pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        return generate(pipe, scheduler, STEPS, seeds, prompt=prompts, guidance_scale=GUIDANCE)
+        return generate(pipe, scheduler, STEPS, seeds, prompt=prompts, guidance_scale=GUIDANCE, call=call)
 
     return draw
 
@@ -108,19 +108,12 @@ def trained(name: str, how: str, seed: int) -> Path:
     return folder
 
 
-def with_adapters(files: Sequence[Path], transport: bool, pipe: Any = None) -> Draw:
-    pipe = zoo.load("emoji") if pipe is None else pipe
-    adapters, draw = SPM(pipe), drawing(pipe)
+def with_adapters(files: Sequence[Path], transport: bool) -> Draw:
+    pipe = zoo.load("emoji")
+    adapters = SPM(pipe)
     for file in files:
         adapters.load_spm_weights(file, file.stem.replace(".", "_"))
-    if not transport:
-        return draw
-
-    def gated(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        with adapters.transport(list(prompts)):
-            return draw(prompts, seeds)
-
-    return gated
+    return drawing(pipe, partial(adapters, facilitated_transport=transport))
 
 
 def measure(name: str, method: str, seed: int) -> dict[str, float]:
@@ -170,13 +163,7 @@ def times(rounds: int = 15) -> dict[str, float]:
     for k in range(10):
         many.load_spm_weights(one, f"copy{k}")
     many.set_adapters([f"copy{k}" for k in range(10)], [0.1] * 10)
-    draw = drawing(pipe)
-
-    def ten(texts: Sequence[str], numbers: Sequence[int]) -> Tensor:
-        with many.transport(list(texts)):
-            return draw(texts, numbers)
-
-    kinds["ten, transport"] = ten
+    kinds["ten, transport"] = drawing(pipe, many)
     fused = zoo.load("emoji")
     adapters = SPM(fused)
     adapters.load_spm_weights(one, "heart")

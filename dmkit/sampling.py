@@ -75,6 +75,7 @@ def generate(
     *,
     prompt: str | Sequence[str] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    call: Callable[..., Any] | None = None,
     **arguments: Any,
 ) -> Tensor:
     """One image a seed from a pipeline with another scheduler, which is put back afterwards.
@@ -86,6 +87,8 @@ def generate(
         seeds: one seed an image.
         prompt: for text-to-image pipelines, the text that all images share, or one for each seed.
         on_step: called after each step with (steps done, steps in all).
+        call: for text-to-image pipelines, what is called in the pipeline's place with the pipeline's own
+            arguments: something that steers it, such as `dmkit.guidance.NASA` or `dmkit.adapters.SPM`.
         arguments: for text-to-image pipelines, passed to the pipeline (`guidance_scale`, `negative_prompt`,
             …).
 
@@ -118,7 +121,7 @@ def generate(
         return state
 
     try:
-        images = pipe(
+        images = (call or pipe)(
             prompts,
             num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -74,11 +74,13 @@ Apache-2.0, as the model.
 """
 
 
-def drawing(pipe: Any) -> Draw:
+def drawing(pipe: Any, call: Any = None) -> Draw:
     pipe.set_progress_bar_config(disable=True)
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        return generate(pipe, pipe.scheduler, STEPS, seeds, prompt=prompts, guidance_scale=GUIDANCE)
+        return generate(
+            pipe, pipe.scheduler, STEPS, seeds, prompt=prompts, guidance_scale=GUIDANCE, call=call
+        )
 
     return draw
 
@@ -98,15 +100,9 @@ def ship(name: str, entry: dict[str, Any], captions: Sequence[str], seed: int) -
     base = arguments.pretrained_model_name_or_path
     spm = SPM(zoo.load(base))
     spm.load_spm_weights(file, name)
-    draw = drawing(spm.pipe)
-
-    def after(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        with spm.transport(list(prompts)):
-            return draw(prompts, seeds)
-
     found = evaluate_erasure(
         drawing(zoo.load(base)),
-        after,
+        drawing(spm.pipe, spm),
         load_evaluator(),
         entry["concepts"],
         captions,

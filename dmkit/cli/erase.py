@@ -98,8 +98,8 @@ def generate(
     seeds = [seed + k for _ in prompt for k in range(num_images)]
     before = draw(prompts, seeds)
     adapters = _load(pipe, spm, factor)
-    gated = _gated(adapters, draw, transport, permeability, score)
-    after = gated(prompts, seeds)
+    call = partial(adapters, facilitated_transport=transport, permeability=permeability, score=score)
+    after = draw(prompts, seeds, call)
     shares = adapters.permeability(prompt, score=score) if transport else {}
     folder = work.fresh_folder(out)
     about = work.provenance(
@@ -253,9 +253,10 @@ def evaluate(
         other = work.open_pipeline(edited, device)
         after = _drawing(other, scheduler, steps, guidance_scale, negative_prompt)
     else:
-        loaded = work.open_pipeline(model, device)
-        drawing = _drawing(loaded, scheduler, steps, guidance_scale, negative_prompt)
-        after = _gated(_load(loaded, spm or [], factor), drawing, transport, permeability, score)
+        adapters = _load(work.open_pipeline(model, device), spm or [], factor)
+        call = partial(adapters, facilitated_transport=transport, permeability=permeability, score=score)
+        drawing = _drawing(adapters.pipe, scheduler, steps, guidance_scale, negative_prompt)
+        after = partial(drawing, call=call)
     found = evaluate_erasure(
         before,
         after,
@@ -334,8 +335,6 @@ def _drawing(
     pipe: Any, scheduler: str, steps: int, guidance_scale: float, negative_prompt: str | None
 ) -> Any:
     """(prompts, seeds) -> images, in batches, with a progress bar."""
-    from contextlib import nullcontext
-
     import torch
 
     from ..evaluation import check_finite
@@ -350,13 +349,13 @@ def _drawing(
     text = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
     text = {key: value for key, value in text.items() if value is not None}
 
-    def draw(prompts: list[str], seeds: Any, around: Any = nullcontext) -> Tensor:
+    def draw(prompts: list[str], seeds: Any, call: Any = None) -> Tensor:
         parts = []
         with work.progress(len(prompts), "sampling") as advance:
             for start in range(0, len(prompts), 64):
                 here = slice(start, start + 64)
                 count = len(prompts[here])
-                with work.delivering(pipe, sampler), around(prompts[here]):
+                with work.delivering(pipe, sampler):
                     images = sample(
                         pipe,
                         sampler,
@@ -364,6 +363,7 @@ def _drawing(
                         seeds[here],
                         prompt=prompts[here],
                         on_step=partial(_report, advance, count),
+                        call=call,
                         **text,
                     )
                 parts.append(check_finite(images, f"{scheduler} at {steps} steps"))
@@ -375,14 +375,3 @@ def _drawing(
 def _report(advance: Any, count: int, _done: int, total: int) -> None:
     """One step of so many images."""
     advance(count / total)
-
-
-def _gated(adapters: Any, draw: Any, transport: bool, permeability: str, score: str) -> Any:
-    """The same with the adapters, each as far as a prompt asks for it."""
-    if not transport:
-        return draw
-
-    def around(texts: list[str]) -> Any:
-        return adapters.transport(texts, permeability=permeability, score=score)
-
-    return partial(draw, around=around)

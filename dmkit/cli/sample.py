@@ -30,6 +30,15 @@ def sample(
     prompt: options.Prompt = None,
     negative_prompt: options.Prompt = None,
     guidance_scale: Annotated[float | None, typer.Option(help="For text-to-image models.")] = None,
+    nasa: Annotated[
+        float | None,
+        typer.Option(
+            help="Steer away from the negative prompt in the attention, for few steps without guidance."
+        ),
+    ] = None,
+    nag: Annotated[
+        float | None, typer.Option(help="The same by NAG, which bounds the change; 2 to 4.")
+    ] = None,
     time_shift_window: options.TimeShiftWindow = None,
     time_shift_cutoff: options.TimeShiftCutoff = None,
     setting: options.Set = None,
@@ -46,6 +55,8 @@ def sample(
         dmkit sample fashion --compare ddim,ts-ddim,dpm++ --steps 10 --num-images 36
 
         dmkit sample path/to/pipeline --scheduler bdia --set gamma=0.5
+
+        dmkit sample emoji --prompt "a car" --negative-prompt "a red car" --nasa 0.4 --steps 4
     """
     import torch
 
@@ -60,28 +71,52 @@ def sample(
     samplers = build_all(options.names(compare or scheduler), pipe.scheduler.config, **chosen)
     for name, sampler in samplers.items():
         check_steps(name, sampler, steps)
-    folder = work.fresh_folder(out)
     text = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
     text = {key: value for key, value in text.items() if value is not None}
+    steering = {key: value for key, value in {"nasa": nasa, "nag": nag}.items() if value is not None}
+    call = _steered(pipe, steering, negative_prompt) if steering else None
+    folder = work.fresh_folder(out)
     sheets = []
     for name, sampler in samplers.items():
         config = work.plain(sampler.config)
-        about = work.provenance(model=model, sampler=name, steps=steps, **text, scheduler=config)
+        about = work.provenance(model=model, sampler=name, steps=steps, **text, **steering, scheduler=config)
         shown: list[Tensor] = []
         with work.progress(num_images, name) as advance, work.delivering(pipe, sampler):
             for start in range(seed, seed + num_images, batch_size):
                 seeds = range(start, min(start + batch_size, seed + num_images))
-                images = _batch(pipe, name, sampler, steps, seeds, text, advance)
+                images = _batch(pipe, name, sampler, steps, seeds, {**text, "call": call}, advance)
                 for number, image in zip(seeds, images, strict=True):
                     save_png(to_pil(image), folder / name / f"{number:06d}.png", {**about, "seed": number})
                 shown += images[: MOST_SHOWN - len(shown)]
         sheets.append(grid(torch.stack(shown), scale=max(1, 64 // shown[0].shape[-1])))
     about = work.provenance(
-        model=model, samplers=list(samplers), steps=steps, seed=seed, num_images=num_images, **text
+        model=model,
+        samplers=list(samplers),
+        steps=steps,
+        seed=seed,
+        num_images=num_images,
+        **text,
+        **steering,
     )
     labels = [f"{name}, {steps} steps" for name in samplers]
     sheet = save_png(side_by_side(sheets, labels), folder / "grid.png", about)
     typer.echo(f"{num_images} images for each of {', '.join(samplers)} in {folder}; together in {sheet}")
+
+
+def _steered(pipe: Any, steering: dict[str, float], negative_prompt: str | None) -> Any:
+    """What is called in the pipeline's place.
+
+    Raises:
+        ValueError: both ways to steer at once, nothing to steer away from, or a model that takes no text.
+    """
+    from ..guidance import NASA
+
+    if len(steering) > 1:
+        raise ValueError("Give one of --nasa and --nag.")
+    if not negative_prompt:
+        raise ValueError("--nasa and --nag steer away from a --negative-prompt: give one.")
+    ((mode, scale),) = steering.items()
+    return NASA(pipe, scale, mode=mode)
 
 
 def _batch(
