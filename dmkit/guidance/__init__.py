@@ -1,18 +1,17 @@
 """Steering while sampling: negative prompts for models that run without classifier-free guidance, by NASA and
-NAG.
+NAG. The attention processors are those of `dmkit.attention`.
 
 Public names are read from their modules on first use.
 """
 
+from typing import Any
+
+from .. import attention
 from .._lazy import exports
 
-__all__, __getattr__ = exports(
-    __name__,
-    {
-        "steering": ("Steering", "join_tokens"),
-        "processors": ("NASAAttnProcessor2_0", "NASAFluxAttnProcessor", "NASAJointAttnProcessor2_0"),
-        "layers": ("SteeredLayers",),
-        "nasa": ("NASA",),
-        "guider": ("NegativeAwaySteer",),
-    },
-)
+_own, _read = exports(__name__, {"nasa": ("NASA",), "guider": ("NegativeAwaySteer",)})
+__all__ = sorted([*_own, *attention.__all__])
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(attention, name) if name in attention.__all__ else _read(name)

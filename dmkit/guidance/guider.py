@@ -1,4 +1,4 @@
-"""NASA and NAG as a guider of Diffusers' modular pipelines; the equations are in `dmkit.guidance.steering`.
+"""NASA and NAG as a guider of Diffusers' modular pipelines; the equations are in `dmkit.attention.steering`.
 
 pipe.update_components(guider=NegativeAwaySteer(scale=0.2))
 """
@@ -12,8 +12,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
-from .layers import SteeredLayers
-from .steering import Steering, join_tokens
+from ..attention.layers import SteeredLayers
+from ..attention.steering import Steering, join_tokens
 
 # What modular pipelines call a denoiser's text and its mask.
 TEXTS = ("prompt_embeds", "encoder_hidden_states")

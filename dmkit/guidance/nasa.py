@@ -1,5 +1,5 @@
 """Negative prompts for pipelines that run without classifier-free guidance: one- and few-step models, for
-which Diffusers ignores `negative_prompt`. The equations are in `dmkit.guidance.steering`.
+which Diffusers ignores `negative_prompt`. The equations are in `dmkit.attention.steering`.
 
     nasa = NASA(pipe, scale=0.2)
     image = nasa("a field", negative_prompt="cow", num_inference_steps=1).images[0]
@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attention.layers import SteeredLayers
+from ..attention.steering import Steering, checked_scale, join_tokens
 from .encoding import encode_texts, has_guidance
-from .layers import SteeredLayers
-from .steering import Steering, checked_scale, join_tokens
 
 Prompts = str | Sequence[str]
 # A ControlNet reads the same text as the denoiser.

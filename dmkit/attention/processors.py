@@ -1,5 +1,5 @@
 """Attention processors that answer a prompt and a negative prompt in one call; the equations are in
-`dmkit.guidance.steering`.
+`dmkit.attention.steering`.
 
 For joint attention, where text and image tokens are read in one softmax, the papers give no formula for NASA.
 Ours, experimental: prompt and negative prompt each see themselves and the image, never each other, and of the

@@ -1,0 +1,1 @@
+"""Fewer steps: distilling a text-to-image pipeline into one step."""
