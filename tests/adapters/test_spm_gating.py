@@ -132,8 +132,34 @@ def test_a_scale_of_the_call_multiplies(stacked, predict):
     assert not torch.allclose(scaled, plain, atol=1e-3)
 
 
+def test_equal_gates_are_one_product_where_the_layer_allows_it(stacked, predict):
+    """W + U D once is what W x + U (γ ⊙ D x) computes; half precision and hooked layers keep to the second."""
+    equal = {"one": torch.full((2,), 0.4), "three": torch.full((2,), 0.9)}
+    enable(stacked, {"one": 1.5 * 0.4, "three": 0.8 * 0.9})
+    expected = predict(stacked, batch=4)
+    enable(stacked, {"one": 1.5, "three": 0.8})
+    with gated(stacked, equal):
+        merged = [layer.forward.__self__.merged for layer in lora_layers(stacked).values()]
+        assert all(weight is not None for weight in merged)
+        assert torch.allclose(predict(stacked, batch=4), expected, atol=1e-5)
+        seen = predict(stacked, batch=4, cross_attention_kwargs={"scale": 0.0})
+    stacked.disable_lora()
+    assert torch.allclose(seen, predict(stacked, batch=4), atol=1e-6)
+    stacked.enable_lora()
+    layer = next(iter(lora_layers(stacked).values()))
+    calls = []
+    handle = layer.get_base_layer().register_forward_hook(lambda *_: calls.append(1))
+    with gated(stacked, equal):
+        assert layer.forward.__self__.merged is None
+        predict(stacked, batch=4)
+    handle.remove()
+    assert calls
+    with gated(stacked.to(torch.bfloat16), equal):
+        assert all(layer.forward.__self__.merged is None for layer in lora_layers(stacked).values())
+
+
 def test_a_batch_that_does_not_fit(stacked, predict):
-    with gated(stacked, {"one": torch.ones(3)}, images_per_prompt=2):
+    with gated(stacked, {"one": torch.tensor([1.0, 0.5, 0.0])}, images_per_prompt=2):
         for batch in (2, 9):
             with pytest.raises(ValueError, match=rf"a batch of {batch}, which is no multiple .* 6 images"):
                 predict(stacked, batch=batch)

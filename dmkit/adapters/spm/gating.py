@@ -7,7 +7,8 @@ With k adapters of strengths γ_1 … γ_k for a sample, a layer computes
 
 The second line is one pass for any number of adapters. PEFT's own loop makes one for each, which costs
 several times the layer itself for ten; so inside `gated` PEFT leaves the SPMs out and each of its layers has
-another forward, which adds them. A single prompt's γ are the same for all rows: they go into U.
+another forward, which adds them. Prompts of equal γ, a single one above all, have it in U; and float32 layers
+that nobody else has a hand in then use W + U D, made once (half precision would round the update away).
 The released code multiplies every tensor of an adapter by γ and adds the adapters up, which gives γ² for one
 and spurious products of two; `squared` takes the γ² without those.
 """
@@ -41,7 +42,7 @@ class Gates:
 
     def __init__(self, strengths: Tensor, images_per_prompt: int):
         # What all rows have in common goes into the adapters.
-        self.common = strengths[0] if len(strengths) == 1 else None
+        self.common = strengths[0] if bool((strengths == strengths[0]).all()) else None
         if self.common is not None:
             strengths, images_per_prompt = torch.ones_like(strengths), 1
         self.strengths = strengths.repeat_interleave(images_per_prompt, dim=0)
@@ -109,8 +110,22 @@ class GatedLayer:
         # PEFT's forward costs as much as a small layer; somebody else's may move weights.
         needed = others or "forward" in vars(layer)
         self.inner = layer.forward if needed else self.base  # type: ignore[attr-defined]
+        self.merged = None if needed or gates.common is None else self._merged()
+
+    def _merged(self) -> Tensor | None:
+        """W + U D, where the base layer is PyTorch's own, in float32, and does nothing but its product."""
+        base, weight = self.base, self.base.weight
+        touched = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
+        if type(base) not in (nn.Linear, nn.Conv2d) or weight.dtype != torch.float32 or touched:
+            return None
+        update = self.up.flatten(1) @ self.down.flatten(1)
+        return torch.add(weight.detach(), update.to(weight.device, weight.dtype).view_as(weight))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.merged is not None and not self.gates.by_row and self.merged.device == x.device:
+            if self.merged.ndim == 2:
+                return F.linear(x, self.merged, self.base.bias)
+            return self.base._conv_forward(x, self.merged, self.base.bias)
         output = self.inner(x, *args, **kwargs)
         if self.down.device != x.device:
             self.down, self.up = self.down.to(x.device), self.up.to(x.device)
@@ -119,12 +134,13 @@ class GatedLayer:
             h = F.linear(x, self.down)
             if self.gates.by_row:
                 h = h * self.gates.rows(self.columns, x).view(len(x), *[1] * (x.ndim - 2), -1)
-            added = torch.addmm(output.flatten(0, -2), h.flatten(0, -2).to(output.dtype), self.up.T)
+            # In place: what the base layer has just made is nobody else's.
+            added = output.flatten(0, -2).addmm_(h.flatten(0, -2).to(output.dtype), self.up.T)
             return added.view(output.shape)
         h = F.conv2d(x, self.down, None, self.base.stride, self.base.padding, self.base.dilation)
         if self.gates.by_row:
             h = h * self.gates.rows(self.columns, x)[:, :, None, None]
-        return output + F.conv2d(h, self.up).to(output.dtype)
+        return output.add_(F.conv2d(h, self.up).to(output.dtype))
 
 
 @contextmanager
