@@ -133,7 +133,7 @@ def test_a_scale_of_the_call_multiplies(stacked, predict):
 
 
 def test_equal_gates_are_one_product_where_the_layer_allows_it(stacked, predict):
-    """W + U D once is what W x + U (γ ⊙ D x) computes; half precision and hooked layers keep to the second."""
+    """W + U D is what W x + U (γ ⊙ D x) computes; half precision and hooked layers keep to the second."""
     equal = {"one": torch.full((2,), 0.4), "three": torch.full((2,), 0.9)}
     enable(stacked, {"one": 1.5 * 0.4, "three": 0.8 * 0.9})
     expected = predict(stacked, batch=4)
