@@ -154,8 +154,8 @@ def stack(names: Sequence[str]) -> dict[str, Any]:
 
 
 def times(rounds: int = 15) -> dict[str, dict[str, float]]:
-    """Process time of 20 steps over the plain pipeline's, medians of rounds in turn: four images of one prompt,
-    and of four prompts, which open the adapters differently.
+    """Process time of 20 steps over the plain pipeline's, medians of rounds in turn: four images of one
+    prompt, and of four prompts, which open the adapters differently.
     """
     one = OUT / "heart-spm-0" / "heart.safetensors"
     pipe = zoo.load("emoji")
