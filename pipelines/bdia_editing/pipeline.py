@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 
+from dmkit import hosting
 from dmkit.schedulers import BDIALatentPair, edit_image
-from dmkit.schedulers.bdia import hosting
 
 
 @dataclass

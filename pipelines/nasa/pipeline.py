@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from dmkit import hosting
 from dmkit.guidance import NASA
-from dmkit.schedulers.bdia import hosting
 
 
 class NASAPipeline(hosting.HostPipeline):

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from dmkit import hosting
 from dmkit.adapters import SPM
-from dmkit.schedulers.bdia import hosting
 
 
 class SPMPipeline(hosting.HostPipeline):

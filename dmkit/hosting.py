@@ -1,4 +1,4 @@
-"""What the community pipelines on these functions have in common: their components and their pictures."""
+"""What the community pipelines have in common: their components and their pictures."""
 
 from __future__ import annotations
 
