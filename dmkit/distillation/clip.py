@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,7 +119,7 @@ class CLIPLoss:
 
     Args:
         scorer: the judge.
-        decode: latents -> images (B, C, H, W) in [-1, 1], differentiable.
+        vae: makes images of latents, an `AutoencoderKL` or `AutoencoderTiny`; it is frozen.
         steps: optimiser steps of the training; the weight is `weight` at the first and 0 at the last.
         weight: w at the start, at least 0.
         threshold: τ, in (0, 1].
@@ -129,7 +129,7 @@ class CLIPLoss:
     """
 
     scorer: Scorer
-    decode: Callable[[Tensor], Tensor]
+    vae: Any
     steps: int
     weight: float = 0.1
     threshold: float = 0.37
@@ -139,6 +139,17 @@ class CLIPLoss:
             raise ValueError(f"clip_weight is {self.weight}; it must be at least 0.")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"clip_threshold is {self.threshold}; it must be in (0, 1].")
+        self.vae.requires_grad_(False)
+
+    def to(self, device: torch.device) -> CLIPLoss:
+        self.scorer.to(device)
+        self.vae.to(device)
+        return self
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of latents as the denoiser has them, differentiable."""
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return self.vae.decode(latents / self.vae.config.scaling_factor + shift, return_dict=False)[0]
 
     def weight_at(self, step: int) -> float:
         return self.weight * max(0.0, 1 - step / max(1, self.steps - 1))
@@ -163,16 +174,3 @@ class CLIPLoss:
 def clamped(cosines: Tensor, threshold: float) -> Tensor:
     """(1) for cosines (B,), without w."""
     return (threshold - cosines).clamp_min(0).mean()
-
-
-def latent_decoder(vae: Any) -> Callable[[Tensor], Tensor]:
-    """Latents as the denoiser has them -> images in [-1, 1], by an `AutoencoderKL` or an `AutoencoderTiny`,
-    with gradients to the latents only.
-    """
-    vae.requires_grad_(False)
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-
-    def decode(latents: Tensor) -> Tensor:
-        return vae.decode(latents / vae.config.scaling_factor + shift, return_dict=False)[0]
-
-    return decode

@@ -17,7 +17,7 @@ from ..training.arguments import TrainingArguments, parse_arguments
 from ..training.caching import CachedTensors
 from ..training.prompting import denoiser_of
 from ..training.trainer import Trainer
-from .clip import CLIPLoss, CLIPScorer, latent_decoder
+from .clip import CLIPLoss, CLIPScorer
 from .prompts import conditions_of, encode_prompts, read_prompts
 from .task import CLIP_TEXTS, Distillation, OneStepTask, trainer_of
 from .teachers import TARGET_MODULES, LoRA
@@ -218,7 +218,7 @@ def _clip(
         vae = AutoencoderTiny.from_pretrained(arguments.tiny_vae, use_safetensors=True)
     loss = CLIPLoss(
         scorer,
-        latent_decoder(vae),
+        vae,
         training.max_train_steps,
         arguments.clip_weight,
         arguments.clip_threshold,

@@ -181,7 +181,7 @@ class OneStepTask(Task):
         if self.negatives is not None:
             self.negatives = self.negatives.to(device)
         if self.clip is not None:
-            self.clip.scorer.to(device)
+            self.clip.to(device)
 
     def training_step(self, batch: Mapping[str, Tensor], step: Step) -> dict[str, Tensor]:
         conditions = conditions_of(batch)

@@ -9,7 +9,7 @@ from tiny_models import tiny_clip
 from transformers import CLIPProcessor
 
 from dmkit.distillation import CLIPLoss, CLIPScorer
-from dmkit.distillation.clip import clamped, latent_decoder
+from dmkit.distillation.clip import clamped
 from dmkit.errors import FileFormatError
 from dmkit.training.contrastive import train_tokenizer
 
@@ -43,28 +43,29 @@ def test_each_image_is_clamped():
 
 
 def test_the_weight_falls_to_nothing(scorer):
-    loss = CLIPLoss(scorer, lambda x: x, steps=11)
+    vae = pipeline_of("sd").vae
+    loss = CLIPLoss(scorer, vae, steps=11)
     assert [loss.weight_at(k) for k in (0, 5, 10, 20)] == pytest.approx([0.1, 0.05, 0, 0])
-    assert CLIPLoss(scorer, lambda x: x, steps=1).weight_at(0) == 0.1
+    assert CLIPLoss(scorer, vae, steps=1).weight_at(0) == 0.1
     assert loss(images(), scorer.embed_texts(CAPTIONS[:3]), 10).item() == 0
 
 
 def test_the_gradient_reaches_the_latents(scorer):
     vae = pipeline_of("sd").vae
     x0 = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss = CLIPLoss(scorer, latent_decoder(vae), steps=10, threshold=1.0)
+    loss = CLIPLoss(scorer, vae, steps=10, threshold=1.0)
     loss(x0, scorer.embed_texts(CAPTIONS[:3]), 0).backward()
     assert all(x0.grad.flatten(1).abs().sum(1) > 0)
     assert not any(p.grad is not None for p in (*vae.parameters(), *scorer.clip.parameters()))
 
 
-def test_latents_are_scaled_back():
+def test_latents_are_scaled_back(scorer):
     vae = pipeline_of("sd").vae
     latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     assert vae.config.scaling_factor != 1
     with torch.no_grad():
         expected = vae.decode(latents / vae.config.scaling_factor).sample
-        torch.testing.assert_close(latent_decoder(vae)(latents), expected)
+        torch.testing.assert_close(CLIPLoss(scorer, vae, steps=1).decode(latents), expected)
 
 
 def test_the_judge_is_clip(scorer, tokenizer):
@@ -122,4 +123,4 @@ def test_a_folder_with_its_pixels(tmp_path, scorer, tokenizer):
 )
 def test_bad_values(scorer, change, message):
     with pytest.raises(ValueError, match=message):
-        CLIPLoss(scorer, lambda x: x, 10, **change)
+        CLIPLoss(scorer, pipeline_of("sd").vae, 10, **change)

@@ -13,7 +13,6 @@ from tiny_models import pictures, tiny_clip
 
 from dmkit import data, zoo
 from dmkit.distillation import CLIPLoss, CLIPScorer, merge_students
-from dmkit.distillation.clip import latent_decoder
 from dmkit.distillation.configure import (
     DistillationArguments,
     DistillationTrainingArguments,
@@ -49,7 +48,7 @@ def full(folder: Path, **changes) -> Trainer:
     """With everything on that has a state."""
     pipe = pipeline_of("sd")
     scorer = CLIPScorer(tiny_clip(pipe.tokenizer), pipe.tokenizer)
-    clip = CLIPLoss(scorer, latent_decoder(pipe.vae), steps=4, threshold=1.0)
+    clip = CLIPLoss(scorer, pipe.vae, steps=4, threshold=1.0)
     task = task_of(pipe=pipe, clip=clip, negatives=list(NEGATIVES), nasa_scale=(0.0, 1.0))
     rows = CachedTensors({**rows_of(task).tensors, CLIP_TEXTS: scorer.embed_texts(CAPTIONS)})
     settings = {
