@@ -256,8 +256,89 @@ def emoji_quality(content: dict[str, Any]) -> str:
     return text
 
 
+def snoopi_controlled(content: dict[str, Any]) -> str:
+    """The summaries; the curves are in the plot."""
+    cells = content["cells"]
+    found = {key.partition("/")[2]: c for key, c in cells.items() if key.startswith("summary/")}
+    rows = [[name, *map(number, figures.values())] for name, figures in found.items()]
+    text = head(content, "PG-SB where the answer is known")
+    text += table(["kappa", *next(iter(found.values()))], rows)
+    text += f"\n{number(cells['bar'])}.\n\n![Distance over steps](snoopi_controlled.png)\n"
+    return text
+
+
+ERASING = {
+    "share_after": "still seen",
+    "drift_mse": "pixels, mse",
+    "drift_prompt_score_change": "prompt score, change",
+    "drift_concepts_subject_change": "subjects seen, change",
+    "drift_frechet_efficientnet_lite0": "Fréchet to its own",
+}
+
+
+def emoji_erasing(content: dict[str, Any]) -> str:
+    """A table for each concept, mean ± deviation over seeds; then the stack and the times."""
+    cells = content["cells"]
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for key, figures in cells.items():
+        if key.startswith("erase/"):
+            _, concept, method, _ = key.split("/")
+            found.setdefault(concept, {}).setdefault(method, []).append(figures)
+    text = head(content, "Erasing concepts from `emoji`")
+    for concept, methods in found.items():
+        before = statistics.mean(run["share_before"] for runs in methods.values() for run in runs)
+        text += f"## {concept}\n\nSeen before in {before:.0%} of the images.\n\n"
+        rows = []
+        for method, runs in methods.items():
+            columns = [[run[name] for run in runs] for name in ERASING]
+            rows.append([method, len(runs), *(few(column) for column in columns)])
+        text += table(["", "seeds", *ERASING.values()], rows) + "\n"
+    for key, figures in cells.items():
+        if key.startswith("stack/"):
+            names = ("share_before", "share_after", "drift_mse")
+            text += f"## Three at once: {key.partition('/')[2]}\n\n"
+            text += table(["", *names], [[k, *(number(v[n]) for n in names)] for k, v in figures.items()])
+    if "time" in cells:
+        kinds = list(next(iter(cells["time"].values())))
+        text += "\n## Time over the plain pipeline\n\n"
+        text += table(["", *kinds], [[k, *(number(v[n]) for n in kinds)] for k, v in cells["time"].items()])
+    return text
+
+
+def few(values: Sequence[float]) -> str:
+    """Mean ± deviation in three digits."""
+    mean = f"{statistics.mean(values):.3g}"
+    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
+
+
+def training_latents(content: dict[str, Any]) -> str:
+    """Distance and held-out losses at the end, by network and method; rates and gaps as they are."""
+    runs: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for key, figures in content["cells"].items():
+        if key.startswith("runs/"):
+            _, kind, name, _, step = key.split("/")
+            runs.setdefault((kind, name, int(step)), []).append(figures)
+    steps = sorted({step for _, _, step in runs})
+    text = head(content, "ANT and ScaleLong on emoji latents")
+    for kind in dict.fromkeys(kind for kind, _, _ in runs):
+        rows = []
+        for name in dict.fromkeys(name for other, name, _ in runs if other == kind):
+            cells = [runs.get((kind, name, step), []) for step in steps]
+            distances = [few([c["frechet"] for c in cell]) if cell else "" for cell in cells]
+            last = cells[-1] or [{"losses": [float("nan")], "seconds": float("nan")}]
+            losses = " / ".join(few([c["losses"][k] for c in last]) for k in range(len(last[0]["losses"])))
+            rows.append([name, len(last), *distances, losses, few([c["seconds"] for c in last])])
+        header = ["", "seeds", *(f"Fréchet, {step}" for step in steps), "loss by cluster", "seconds"]
+        text += f"## {kind}\n\n" + table(header, rows) + "\n"
+    others = {key: c for key, c in content["cells"].items() if not key.startswith("runs/")}
+    return text + table(["", "figures"], [[key, number(c)] for key, c in others.items()])
+
+
 def main() -> None:
     special = {
+        "emoji_erasing": emoji_erasing,
+        "snoopi_controlled": snoopi_controlled,
+        "training_latents": training_latents,
         "time_shift_fashion": time_shift_fashion,
         "bdia_fashion": bdia_fashion,
         "emoji_editing": emoji_editing,

@@ -18,6 +18,8 @@ ORDER = (
     "ant_controlled",
     "scalelong_controlled",
     "training_latents",
+    "emoji_erasing",
+    "snoopi_controlled",
     "render",
 )
 
