@@ -19,7 +19,7 @@ from ..training.prompting import denoiser_of
 from ..training.trainer import Trainer
 from .clip import CLIPLoss, CLIPScorer
 from .prompts import conditions_of, encode_prompts, read_prompts
-from .task import CLIP_TEXTS, Distillation, OneStepTask, trainer_of
+from .task import CLIP_TEXTS, Distillation, OneStepTask
 from .teachers import TARGET_MODULES, LoRA
 from .vsd import PER, Kappa
 
@@ -199,7 +199,7 @@ def build(arguments: DistillationArguments, training: DistillationTrainingArgume
         negatives=negatives,
         validation_prompts=arguments.validation_prompts,
     )
-    return trainer_of(task, rows, training)
+    return Trainer(task, rows, training)
 
 
 def _clip(

@@ -22,14 +22,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ..attention import SteeredLayers, Steering, join_tokens
 from ..images import grid
 from ..sampling import accepted, generate
-from ..training.arguments import TrainingArguments
 from ..training.prompting import Conditions, denoiser_of, image_size, predict
-from ..training.trainer import Step, Task, Trainer
+from ..training.trainer import Step, Task
 from .clip import CLIPLoss
 from .process import Process, one_step_scheduler
 from .prompts import conditions_of, encode_all
@@ -172,6 +170,9 @@ class OneStepTask(Task):
             "fake": list(self.modules["fake"].parameters()),
         }
 
+    def learning_rates(self) -> dict[str, float]:
+        return {"fake": self.config.lora.learning_rate}
+
     def prepare(self, device: torch.device) -> None:
         self.pipe.to(device)
         self.teachers.network.to(device)
@@ -284,23 +285,6 @@ class OneStepTask(Task):
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         """The student's whole pipeline."""
         self.pipe.save_pretrained(folder)
-
-
-def trainer_of(task: OneStepTask, dataset: Dataset, arguments: TrainingArguments) -> Trainer:
-    """The trainer, with `arguments.learning_rate` for the student and the LoRA's own for the learning
-    teacher. Both follow one schedule.
-
-    Args:
-        task: the distillation.
-        dataset: its rows.
-        arguments: how to train.
-    """
-    trainer = Trainer(task, dataset, arguments)
-    rate, schedule = task.config.lora.learning_rate, trainer.schedules["fake"]
-    schedule.base_lrs = [rate for _ in schedule.base_lrs]
-    for group in trainer.optimizers["fake"].param_groups:
-        group["initial_lr"], group["lr"] = rate, rate * group["lr"] / group["initial_lr"]
-    return trainer
 
 
 def check_alike(one: nn.Module, other: nn.Module, this: str, that: str) -> None:

@@ -72,6 +72,10 @@ class Task:
         trained = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         return {"main": trained}
 
+    def learning_rates(self) -> dict[str, float]:
+        """Learning rates of phases that have another one than `TrainingArguments.learning_rate`."""
+        return {}
+
     def prepare(self, device: torch.device) -> None:
         """Moves whatever is used but not trained (frozen networks, schedules) to the device."""
 
@@ -170,10 +174,11 @@ class Trainer:
         if self.rule.stateful and len(self.parameters) > 1:
             raise ValueError(f"{type(self.rule).__name__} serves one optimiser, not {len(self.parameters)}.")
         self.rule.prepare(accelerator)
+        rates = task.learning_rates()
         self.optimizers = {
             phase: torch.optim.AdamW(
                 [{"params": parameters}, *self.rule.parameter_groups()],
-                lr=arguments.learning_rate,
+                lr=rates.get(phase, arguments.learning_rate),
                 betas=(arguments.adam_beta1, arguments.adam_beta2),
                 weight_decay=arguments.adam_weight_decay,
                 eps=arguments.adam_epsilon,

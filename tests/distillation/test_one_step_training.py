@@ -20,7 +20,7 @@ from dmkit.distillation.configure import (
     parse,
 )
 from dmkit.distillation.prompts import encode_prompts, read_prompts
-from dmkit.distillation.task import CLIP_TEXTS, trainer_of
+from dmkit.distillation.task import CLIP_TEXTS
 from dmkit.errors import FileFormatError, TrainingError
 from dmkit.training.caching import CachedTensors
 from dmkit.training.contrastive import train_tokenizer
@@ -41,7 +41,7 @@ QUICK = {
 def trainer(folder: Path, task=None, rows=None, **changes) -> Trainer:
     task = task or task_of()
     arguments = DistillationTrainingArguments(output_dir=str(folder), **{**QUICK, **changes})
-    return trainer_of(task, rows or rows_of(task), arguments)
+    return Trainer(task, rows or rows_of(task), arguments)
 
 
 def full(folder: Path, **changes) -> Trainer:
