@@ -4,9 +4,10 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench data clean help
+.PHONY: app demo test lint bench data clean help
 
 help:
+	@echo "make app    the demo in the browser"
 	@echo "make demo   sample and invert with the shipped model; pictures in outputs/demo/"
 	@echo "make test   the test suite"
 	@echo "make lint   ruff, mypy, import rules"
@@ -22,9 +23,16 @@ $(VENV)/.user: pyproject.toml constraints.txt
 	@$(PY) -c "import importlib.util as u, sys; sys.exit('torchvision breaks this torch build: pip uninstall torchvision' if u.find_spec('torchvision') else 0)"
 	@touch $@
 
-$(VENV)/.developer: $(VENV)/.user
-	$(PIP) -e '.[metrics,dev]'
+$(VENV)/.app: $(VENV)/.user
+	$(PIP) -e '.[metrics,app]'
 	@touch $@
+
+$(VENV)/.developer: $(VENV)/.user
+	$(PIP) -e '.[metrics,app,dev]'
+	@touch $@
+
+app: $(VENV)/.app
+	$(PY) app.py
 
 demo: $(VENV)/.user
 	$(PY) -m dmkit demo --out outputs/demo

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from ..errors import DmkitError
 from . import demo, edit, erase, evaluate, invert, models, sample, tune
+from .app import app as serve
 
 # Of click or of Typer's own copy of it, by Typer's version.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
@@ -55,6 +56,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.add_typer(tune.app, name="tune")
 app.add_typer(erase.app, name="erase")
 app.command("demo")(demo.demo)
+app.command("app")(serve)
 
 
 def main() -> None:
