@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import os
+import signal
+import sys
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -94,6 +96,8 @@ def launch(
     )
     Thread(target=_warm_up, daemon=True).start()
     if block:
+        # Ended like this too it removes its files and stops its training.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         demo.block_thread()
     return demo
 

@@ -46,7 +46,7 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe(
-        "Handwritten digits at 16 pixels, from scratch: first shapes after a minute or two on two cores.",
+        "Handwritten digits at 16 pixels, from scratch: first shapes after about 200 steps.",
         "train_unconditional.py",
         None,
         {

@@ -156,13 +156,34 @@ def test_a_bad_upload_is_answered_in_one_line(client, tmp_path, name):
     assert "not a picture that can be read" in said
 
 
-def test_no_file_of_the_server_is_read_or_served(server, client):
-    for path in ("/etc/passwd", str(Path(__file__).resolve()), str(Path("pyproject.toml").resolve())):
-        with pytest.raises(urllib.error.HTTPError) as raised:
-            get(server, f"/gradio_api/file={path}")
-        assert raised.value.code in (403, 404)
-        payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        answer(client, payload, "tiny", "", 4, api_name="/invert")
+def ask(server, api_name: str, values: list) -> str:
+    """The answer to a request as it is, which a client of Gradio's would upload files for."""
+    url = f"{server.local_url.rstrip('/')}/gradio_api/call{api_name}"
+    body = json.dumps({"data": values}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as reply:
+        event = json.load(reply)["event_id"]
+    return get(server, f"/gradio_api/call{api_name}/{event}")
+
+
+@pytest.mark.parametrize(
+    "where", ["/etc/passwd", "{here}", "{root}/../{here}", "../{here}", "http://localhost/a"]
+)
+def test_no_file_of_the_server_is_read_or_served(server, where):
+    path = where.format(here=Path(__file__).resolve(), root=zoo.path("emoji"))
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        get(server, f"/gradio_api/file={path}")
+    assert raised.value.code in (400, 403, 404)
+    payload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for api_name, values in (
+        ("/invert", [payload, "tiny", "", 4]),
+        ("/erase", [[], [payload], 1, 1, 1, 1, "emoji", True, "a heart", "", 1, 3.0, 1, 0]),
+    ):
+        said = ask(server, api_name, values)
+        assert "event: error" in said
+        assert "event: complete" not in said
+        assert "root:" not in said
+        assert "Traceback" not in said
 
 
 def test_an_adapter_can_be_uploaded_and_a_foreign_file_is_refused(client, adapters, tmp_path):
