@@ -65,8 +65,15 @@ import dmkit.zoo
 from dmkit.adapters import SPM
 
 spm = SPM(DiffusionPipeline.from_pretrained(dmkit.zoo.path("{base}")))
-spm.load_spm_weights("adapters/{name}/{name}.safetensors", adapter_name="{name}")
-image = spm("{prompt}", num_inference_steps={steps}, guidance_scale={guidance:g}).images[0]
+spm.load_spm_weights(
+    "adapters/{name}/{name}.safetensors",
+    adapter_name="{name}",
+)
+image = spm(
+    "{prompt}",
+    num_inference_steps={steps},
+    guidance_scale={guidance:g},
+).images[0]
 ```
 
 Recipe: `scripts/recipes/spm-emoji.yaml` with {flags}, {iterations} steps, seed {seed}.

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..cli._work import provenance
 from ..data.pictures import fit
+from ..records import provenance
 from . import limits
 from .jobs import Job
 from .outcome import Outcome, call_text, script
@@ -103,7 +103,7 @@ def inversion(
     """
     import torch
 
-    from ..cli.invert import errors
+    from ..metrics import pixel_error
     from ..schedulers import decode, encode, invert, reconstruct
 
     model = limits.choice("model", model, store.names())
@@ -124,7 +124,7 @@ def inversion(
             job.part(2 * k + 1, 4, f"{method}, down")
             returned = reconstruct(pipe, pair)
             images[method] = returned.image.float().clamp(-1, 1).cpu()
-            found = errors(z_0, returned.latents)
+            found = pixel_error(z_0, returned.latents)
             exact = torch.equal(z_0.to(returned.latents.dtype), returned.latents)
             rows.append(
                 [method, f"{found['max_abs']:.3g}", f"{found['psnr_db']:.1f}", "yes" if exact else "no"]
@@ -179,7 +179,7 @@ def editing(
     """
     import torch
 
-    from ..cli.invert import errors
+    from ..metrics import pixel_error
     from ..schedulers import decode, edit_image, encode
 
     model = limits.choice("model that takes prompts", model, store.names(text=True))
@@ -207,7 +207,7 @@ def editing(
     exact = torch.equal(z_0.to(done.reconstruction.latents.dtype), done.reconstruction.latents)
     rows = []
     for what in ("reconstruction", "edit"):
-        error = errors(found["original"], found[what])
+        error = pixel_error(found["original"], found[what])
         same = ("yes" if exact else "no") if what == "reconstruction" else ""
         rows.append([what, f"{error['max_abs']:.3g}", f"{error['psnr_db']:.1f}", same])
     images = {what: image.float().clamp(-1, 1).cpu() for what, image in found.items()}

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cli._work import provenance
 from ..errors import FileFormatError
+from ..records import provenance
 from ..schedulers.registry import build
 from . import limits
 from .jobs import Job

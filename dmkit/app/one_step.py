@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..cli._work import provenance
+from ..records import provenance
 from ..schedulers.registry import build
 from . import limits
 from .jobs import Job

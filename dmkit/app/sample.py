@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..cli._work import plain, provenance
+from ..records import plain, provenance
 from ..schedulers.registry import SAMPLERS, build, check_steps
 from . import limits
 from .jobs import Job

@@ -137,7 +137,7 @@ class ModelStore:
             ValueError: as `find`.
             FileFormatError: it cannot be loaded.
         """
-        from ..cli._work import open_pipeline
+        from ..zoo.opening import open_pipeline
 
         source, _ = self.find(name)
         model = self._models[name]

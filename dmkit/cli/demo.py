@@ -27,14 +27,17 @@ def demo(
 
     from .. import zoo
     from ..images import grid, save_png, side_by_side, to_pil
+    from ..metrics import pixel_error
+    from ..records import provenance
     from ..sampling import generate
     from ..schedulers import encode, invert, reconstruct
     from ..schedulers.registry import build
+    from ..zoo.opening import open_pipeline
     from . import _work as work
-    from .invert import errors, open_for
+    from .invert import open_for
 
     folder = work.fresh_folder(out)
-    pipe = work.open_pipeline("fashion", device)
+    pipe = open_pipeline("fashion", device)
 
     seeds = range(seed, seed + num_images)
     sheets, labels = [], []
@@ -44,7 +47,7 @@ def demo(
             images = generate(pipe, sampler, steps, seeds, on_step=lambda *_, tick=advance: tick())
         sheets.append(grid(images, scale=2))
         labels.append(f"{label}, {steps} steps, seeds {seeds[0]} to {seeds[-1]}")
-    about = work.provenance(model="fashion", steps=steps, seed=seed, num_images=num_images)
+    about = provenance(model="fashion", steps=steps, seed=seed, num_images=num_images)
     samples = save_png(side_by_side(sheets, labels), folder / "samples.png", about)
 
     path = zoo.examples("fashion")[0]
@@ -53,7 +56,7 @@ def demo(
     for method, label in (("ddim", "DDIM inversion"), ("bdia", "BDIA, gamma 1")):
         pair = invert(pipe, latents=original, num_inference_steps=20, method=method)
         returned = reconstruct(pipe, pair).latents
-        error = errors(original, returned)
+        error = pixel_error(original, returned)
         exact = ", bit for bit" if torch.equal(original.to(returned.dtype), returned) else ""
         typer.echo(
             f"{label}, 20 steps: max error {error['max_abs']:.3g}, PSNR {error['psnr_db']:.1f} dB{exact}"
@@ -61,6 +64,6 @@ def demo(
         shown.append(to_pil(returned[0]))
         labels.append(f"{label}\n{error['psnr_db']:.1f} dB")
     shown = [picture.resize((192, 192), 0) for picture in shown]
-    about = work.provenance(model="fashion", image=path.name, steps=20)
+    about = provenance(model="fashion", image=path.name, steps=20)
     triptych = save_png(side_by_side(shown, labels), folder / "inversion.png", about)
     typer.echo(f"Look at {samples} and {triptych}.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import _options as options
-from .invert import comparison, errors, flat, open_for
+from .invert import comparison, flat, open_for
 
 
 def edit(
@@ -55,10 +55,13 @@ def edit(
 
     from .._files import save_json
     from ..images import save_png, to_pil
+    from ..metrics import pixel_error
+    from ..records import provenance
     from ..schedulers import decode, edit_image, encode
+    from ..zoo.opening import open_pipeline
     from . import _work as work
 
-    pipe = work.open_pipeline(model, device)
+    pipe = open_pipeline(model, device)
     if "tokenizer" not in pipe.components:
         raise ValueError(f"{model} takes no prompts; dmkit edit needs a text-to-image model.")
     picture = open_for(pipe, image)
@@ -84,19 +87,19 @@ def edit(
     z_0 = encode(pipe, picture)
     through_vae, returned, edited = decode(pipe, z_0), done.reconstruction.image, done.edit.image
     found = {
-        "reconstruction_latents": errors(z_0, done.reconstruction.latents),
-        "reconstruction": errors(through_vae, returned),
-        "edit": errors(through_vae, edited),
+        "reconstruction_latents": pixel_error(z_0, done.reconstruction.latents),
+        "reconstruction": pixel_error(through_vae, returned),
+        "edit": pixel_error(through_vae, edited),
     }
     if done.mask is not None:
         kept = done.mask.expand_as(z_0) == 0
         kept_pixels = F.interpolate(done.mask, edited.shape[-2:]).expand_as(edited) == 0
         if kept.any():
-            found["edit_latents_outside_mask"] = errors(z_0[kept], done.edit.latents[kept])
-            found["edit_outside_mask"] = errors(through_vae[kept_pixels], edited[kept_pixels])
+            found["edit_latents_outside_mask"] = pixel_error(z_0[kept], done.edit.latents[kept])
+            found["edit_outside_mask"] = pixel_error(through_vae[kept_pixels], edited[kept_pixels])
 
     folder = work.fresh_folder(out)
-    about = work.provenance(
+    about = provenance(
         model=model,
         image=image.name,
         source_prompt=source_prompt,

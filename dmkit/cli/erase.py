@@ -88,11 +88,13 @@ def generate(
         --prompt "a cat"
     """
     from ..images import grid, save_png, side_by_side, to_pil
+    from ..records import provenance
+    from ..zoo.opening import open_pipeline
     from . import _work as work
 
     if not spm:
         raise ValueError("--spm is needed: an adapter's file or folder, such as adapters/heart.")
-    pipe = work.open_pipeline(model, device)
+    pipe = open_pipeline(model, device)
     draw = _drawing(pipe, scheduler, steps, guidance_scale, negative_prompt)
     prompts = [text for text in prompt for _ in range(num_images)]
     seeds = [seed + k for _ in prompt for k in range(num_images)]
@@ -102,7 +104,7 @@ def generate(
     after = draw(prompts, seeds, call)
     shares = adapters.permeability(prompt, score=score) if transport else {}
     folder = work.fresh_folder(out)
-    about = work.provenance(
+    about = provenance(
         model=model,
         adapters=[str(path) for path in spm],
         factors=factor,
@@ -145,7 +147,7 @@ def inspect(
         dmkit erase inspect adapters/heart --model emoji --prompt "a red heart" --prompt "a pizza"
     """
     from ..adapters import SPM, read_spm
-    from . import _work as work
+    from ..zoo.opening import open_pipeline
 
     path = adapter_file(file)
     weights = read_spm(path)
@@ -163,7 +165,7 @@ def inspect(
         raise ValueError("--prompt needs --model: its text encoder weighs the prompt.")
     if model is None:
         return
-    adapters = SPM(work.open_pipeline(model, None))
+    adapters = SPM(open_pipeline(model, None))
     adapters.load_spm_weights(path, "it")
     typer.echo(f"  fits {model}")
     for k, text in enumerate(prompt or []):
@@ -241,19 +243,21 @@ def evaluate(
     from ..adapters.evaluating import evaluate_erasure
     from ..evaluation import load_evaluator, load_prompts
     from ..images import grid, save_png, side_by_side
+    from ..records import provenance
+    from ..zoo.opening import open_pipeline
     from . import _work as work
 
     if bool(spm) == bool(edited):
         raise ValueError("Give either --spm, an adapter, or --edited, a pipeline.")
     captions = load_prompts(prompts)
     judge = load_evaluator(evaluator)
-    pipe = work.open_pipeline(model, device)
+    pipe = open_pipeline(model, device)
     before = _drawing(pipe, scheduler, steps, guidance_scale, negative_prompt)
     if edited:
-        other = work.open_pipeline(edited, device)
+        other = open_pipeline(edited, device)
         after = _drawing(other, scheduler, steps, guidance_scale, negative_prompt)
     else:
-        adapters = _load(work.open_pipeline(model, device), spm or [], factor)
+        adapters = _load(open_pipeline(model, device), spm or [], factor)
         call = partial(adapters, facilitated_transport=transport, permeability=permeability, score=score)
         drawing = _drawing(adapters.pipe, scheduler, steps, guidance_scale, negative_prompt)
         after = partial(drawing, call=call)
@@ -269,7 +273,7 @@ def evaluate(
         seed=seed,
     )
     folder = work.fresh_folder(out)
-    about = work.provenance(
+    about = provenance(
         model=model,
         concepts=concept,
         adapters=[str(path) for path in spm or []] or None,

@@ -62,7 +62,9 @@ def evaluate(
     from .._files import atomic_file, save_json
     from ..evaluation import Reference, load_evaluator, load_prompts, quality, sorted_metrics
     from ..metrics.prompts import check_retrieval
+    from ..records import provenance
     from ..schedulers.registry import build_all, check_steps
+    from ..zoo.opening import open_pipeline
     from . import _work as work
 
     # All that can be refused is refused before the first image is sampled.
@@ -84,7 +86,7 @@ def evaluate(
         text = list(islice(cycle(load_prompts(prompts)), num_images))
         if "retrieval" in wanted:
             check_retrieval(text)
-    pipe = work.open_pipeline(model, device)
+    pipe = open_pipeline(model, device)
     samplers = build_all(options.names(schedulers), pipe.scheduler.config, **chosen)
     cells = list(product(counts, samplers.items(), scales))
     for count, (name, sampler), _ in cells:
@@ -92,7 +94,7 @@ def evaluate(
     against = Reference.load(reference or zoo.reference(model), pipe) if about_images else None
     judge = load_evaluator(evaluator).to(pipe.device) if about_prompts else None
     folder = work.fresh_folder(out)
-    about = work.provenance(
+    about = provenance(
         model=model,
         reference=against and against.name,
         num_images=num_images,

@@ -12,7 +12,6 @@ from . import _options as options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 
 def open_for(pipe: Any, path: Path) -> Image:
@@ -32,13 +31,6 @@ def open_for(pipe: Any, path: Path) -> Image:
     if size[0] != size[1]:
         raise ValueError(f"Images are cropped to squares; this model's are {size[0]}x{size[1]}.")
     return fit(picture, size[0], channels)
-
-
-def errors(original: Tensor, returned: Tensor) -> dict[str, float]:
-    """How far a reconstruction is off: max-abs error and PSNR in dB, for images in [-1, 1]."""
-    from ..metrics import max_abs_error, psnr
-
-    return {"max_abs": max_abs_error(returned, original), "psnr_db": psnr(returned, original)}
 
 
 def flat(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -89,11 +81,14 @@ def invert(
     import torch
 
     from ..images import save_png, to_pil
+    from ..metrics import pixel_error
+    from ..records import provenance
     from ..schedulers import decode, encode, reconstruct
     from ..schedulers import invert as run
+    from ..zoo.opening import open_pipeline
     from . import _work as work
 
-    pipe = work.open_pipeline(model, device)
+    pipe = open_pipeline(model, device)
     picture = open_for(pipe, image)
     z_0 = encode(pipe, picture)
     pair = run(
@@ -110,13 +105,13 @@ def invert(
     )
     returned = reconstruct(pipe, pair)
     exact = torch.equal(z_0.to(returned.latents.dtype), returned.latents)
-    found = {"pixels": errors(decode(pipe, z_0), returned.image)}
+    found = {"pixels": pixel_error(decode(pipe, z_0), returned.image)}
     if getattr(pipe, "vae", None) is not None:
-        found = {"latents": errors(z_0, returned.latents), **found}
+        found = {"latents": pixel_error(z_0, returned.latents), **found}
 
     folder = work.fresh_folder(out)
     pair.save_pretrained(folder)
-    about = work.provenance(
+    about = provenance(
         model=model,
         image=image.name,
         method=method,

@@ -61,13 +61,15 @@ def sample(
     import torch
 
     from ..images import grid, save_png, side_by_side, to_pil
+    from ..records import plain, provenance
     from ..schedulers.registry import build_all, check_steps
+    from ..zoo.opening import open_pipeline
     from . import _work as work
 
     chosen = options.settings(
         setting, time_shift_window=time_shift_window, time_shift_cutoff=time_shift_cutoff
     )
-    pipe = work.open_pipeline(model, device)
+    pipe = open_pipeline(model, device)
     samplers = build_all(options.names(compare or scheduler), pipe.scheduler.config, **chosen)
     for name, sampler in samplers.items():
         check_steps(name, sampler, steps)
@@ -78,8 +80,8 @@ def sample(
     folder = work.fresh_folder(out)
     sheets = []
     for name, sampler in samplers.items():
-        config = work.plain(sampler.config)
-        about = work.provenance(model=model, sampler=name, steps=steps, **text, **steering, scheduler=config)
+        config = plain(sampler.config)
+        about = provenance(model=model, sampler=name, steps=steps, **text, **steering, scheduler=config)
         shown: list[Tensor] = []
         with work.progress(num_images, name) as advance, work.delivering(pipe, sampler):
             for start in range(seed, seed + num_images, batch_size):
@@ -89,7 +91,7 @@ def sample(
                     save_png(to_pil(image), folder / name / f"{number:06d}.png", {**about, "seed": number})
                 shown += images[: MOST_SHOWN - len(shown)]
         sheets.append(grid(torch.stack(shown), scale=max(1, 64 // shown[0].shape[-1])))
-    about = work.provenance(
+    about = provenance(
         model=model,
         samplers=list(samplers),
         steps=steps,

@@ -44,8 +44,10 @@ def time_shift(
     from .. import zoo
     from .._files import save_json
     from ..evaluation import Reference, quality
+    from ..records import provenance
     from ..schedulers import registry
     from ..schedulers.tuning import tune_time_shift
+    from ..zoo.opening import open_pipeline
     from . import _work as work
 
     chosen = options.settings(setting)
@@ -53,7 +55,7 @@ def time_shift(
     tried_cutoffs = options.numbers_or_auto(cutoffs, "--cutoffs")
     if "time_shift_window" not in registry.known_settings(scheduler):
         raise ValueError(f"{scheduler!r} has no Time-Shift to tune; name one that has, such as 'ts-ddim'.")
-    pipe = work.open_pipeline(model, device)
+    pipe = open_pipeline(model, device)
 
     def sampler_of(**overrides: Any) -> Any:
         sampler = registry.build(scheduler, pipe.scheduler.config, **{**chosen, **overrides})
@@ -87,7 +89,7 @@ def time_shift(
             return figure
 
         result = tune_time_shift(distance, tried_windows, tried_cutoffs)
-    about = work.provenance(
+    about = provenance(
         model=model,
         sampler=scheduler,
         steps=steps,

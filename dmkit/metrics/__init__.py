@@ -25,7 +25,7 @@ from .prompts import (
     named_concepts,
     retrieval,
 )
-from .roundtrip import max_abs_error, psnr, round_trip_error, ssim
+from .roundtrip import max_abs_error, pixel_error, psnr, round_trip_error, ssim
 
 __all__ = [
     "EfficientNetLite0",
@@ -47,6 +47,7 @@ __all__ = [
     "max_abs_error",
     "named_concepts",
     "pairwise_diversity",
+    "pixel_error",
     "precision_recall",
     "psnr",
     "retrieval",

@@ -65,14 +65,19 @@ def ssim(returned: Tensor, original: Tensor, data_range: float = 2.0) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def pixel_error(returned: Tensor, original: Tensor, data_range: float = 2.0) -> dict[str, float]:
+    """`max_abs` and `psnr_db` of tensors of any shape; see the functions of these names.
+
+    Raises:
+        ValueError, TypeError: as these functions.
+    """
+    return {"max_abs": max_abs_error(returned, original), "psnr_db": psnr(returned, original, data_range)}
+
+
 def round_trip_error(returned: Tensor, original: Tensor, data_range: float = 2.0) -> dict[str, float]:
     """`max_abs`, `psnr_db` and `ssim` of reconstructed images (N, C, H, W); see the functions of these names.
 
     Raises:
         ValueError, TypeError, MissingExtraError: as these functions.
     """
-    return {
-        "max_abs": max_abs_error(returned, original),
-        "psnr_db": psnr(returned, original, data_range),
-        "ssim": ssim(returned, original, data_range),
-    }
+    return {**pixel_error(returned, original, data_range), "ssim": ssim(returned, original, data_range)}
