@@ -50,9 +50,9 @@ Erases {erased} from `{base}`{instead}: an SPM, a LoRA of rank {rank} on {layers
 | other prompts: mean squared error of pixels | | {mse:.5f} |
 | other prompts: Fréchet distance to the model's own images | | {frechet:.1f} |
 
-{images} images of captions that name it, {others} of captions that do not; {steps} DDIM steps,
-guidance {guidance:g}, facilitated transport, `emoji-evaluator`. Left before, right after, on the same
-prompts and seeds:
+{images} images of training captions with one large subject that name it, {others} of such that do not;
+{steps} DDIM steps, guidance {guidance:g}, facilitated transport, `emoji-evaluator`. Left before, right after,
+on the same prompts and seeds:
 
 ![captions that name it](concept.png)
 

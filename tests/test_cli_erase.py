@@ -200,3 +200,15 @@ def test_examples_name_options_that_exist(command):
     assert words
     parameters = typer.main.get_command(erase.app).commands[command.__name__].params
     assert set(words) <= {option for parameter in parameters for option in parameter.opts}
+
+
+def test_training_refuses_before_it_starts(model):
+    about = ("train", "--pretrained_model_name_or_path", model, "--target", "a cat")
+    assert "takes no prompts" in refusal(*about[:2], "fashion", *about[3:])
+    assert "must be at least 2" in refusal(*about, "--max_denoising_steps", 0)
+    assert "must be at least 1" in refusal(*about, "--validation_steps", 0)
+    assert "cannot take its own place" in refusal(*about, "--surrogate", "a cat")
+    Path("recipe.yaml").write_text("a: [")
+    assert "no recipe in YAML" in refusal(*about, "--config", "recipe.yaml")
+    Path("recipe.yaml").write_text("[1, 2]")
+    assert "should hold names and values" in refusal(*about, "--config", "recipe.yaml")

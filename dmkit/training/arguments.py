@@ -13,7 +13,7 @@ import yaml
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from diffusers.optimization import SchedulerType
 
-from ..errors import unknown_name
+from ..errors import FileFormatError, unknown_name
 
 # `piecewise_constant` needs rules that there is no argument for.
 SCHEDULES = [kind.value for kind in SchedulerType if kind.value != "piecewise_constant"]
@@ -46,6 +46,10 @@ class TrainingArguments:
         default="cosine", metadata=_help("A name of diffusers.optimization.get_scheduler.")
     )
     lr_warmup_steps: int = field(default=500, metadata=_help("Steps of linear warm-up."))
+    lr_num_cycles: int = field(
+        default=1, metadata=_help("Restarts of cosine_with_restarts, which starts so many times.")
+    )
+    lr_power: float = field(default=1.0, metadata=_help("Power of polynomial."))
     adam_beta1: float = field(default=0.95, metadata=_help("AdamW's beta1."))
     adam_beta2: float = field(default=0.999, metadata=_help("AdamW's beta2."))
     adam_weight_decay: float = field(default=1e-6, metadata=_help("AdamW's weight decay."))
@@ -130,7 +134,13 @@ def parse_arguments(*kinds: type, description: str, argv: Sequence[str] | None =
     parser = HfArgumentParser(kinds, description=description)  # type: ignore[arg-type]
     parser.add_argument("--config", metavar="YAML", help="A recipe; flags on the command line override it.")
     if known.config:
-        recipe = yaml.safe_load(known.config.read_text(encoding="utf-8")) or {}
+        try:
+            recipe = yaml.safe_load(known.config.read_text(encoding="utf-8")) or {}
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise FileFormatError(f"{known.config} is no recipe in YAML: {error}") from error
+        if not isinstance(recipe, dict):
+            kind = type(recipe).__name__
+            raise FileFormatError(f"{known.config} should hold names and values, not a {kind}.")
         names = {f.name for kind in kinds for f in fields(kind)}
         for key in recipe:
             if key not in names:

@@ -17,6 +17,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from .._files import (
     save_optimizer,
 )
 from ..errors import FileFormatError, MissingDataError
+from .arguments import TrainingArguments
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -50,6 +52,8 @@ EXACTNESS = (
     "learning_rate",
     "lr_scheduler",
     "lr_warmup_steps",
+    "lr_num_cycles",
+    "lr_power",
     "adam_beta1",
     "adam_beta2",
     "adam_weight_decay",
@@ -157,7 +161,9 @@ def _restore(trainer: Trainer, folder: Path, state: dict[str, Any]) -> None:
     now = {key: getattr(trainer.arguments, key) for key in EXACTNESS}
     # The global batch is what fixes data order and draws: two processes of 32 may go on as one of 64.
     now["train_batch_size"] *= trainer.accelerator.num_processes
-    then = dict(state["arguments"])
+    # Older checkpoints are of runs that had the defaults of arguments that came later.
+    defaults = {f.name: f.default for f in fields(TrainingArguments)}
+    then = {key: defaults[key] for key in EXACTNESS} | state["arguments"]
     then["train_batch_size"] *= state["processes"]
     now |= _settings(trainer)
     then |= state.get("settings", {})  # older checkpoints are of runs that had none

@@ -191,6 +191,8 @@ class Trainer:
                 optimizer=optimizer,
                 num_warmup_steps=arguments.lr_warmup_steps,
                 num_training_steps=self.max_steps,
+                num_cycles=arguments.lr_num_cycles,
+                power=arguments.lr_power,
             )
             for phase, optimizer in self.optimizers.items()
         }

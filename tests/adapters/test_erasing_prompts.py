@@ -132,7 +132,8 @@ def test_official_files_are_read_unchanged(official):
     arguments, unused = read_config(official)
     assert arguments["learning_rate"] == 1e-4  # unet_lr counts
     assert arguments["prompts_file"] == str(official.parent / "prompt.yaml")
-    assert {"train.optimizer_type", "train.lr_scheduler_num_cycles", "train.batch_size"} <= set(unused)
+    assert {"train.optimizer_type", "train.batch_size"} <= set(unused)
+    assert arguments["lr_num_cycles"] == 3
     assert not {"train.lr", "train.max_denoising_steps", "save.name", "network.alpha"} & set(unused)
     (entry,), none = read_prompts(arguments["prompts_file"])
     assert entry == ErasePrompt("snoopy", resolution=512, dynamic_resolution=True)

@@ -58,3 +58,14 @@ def test_errors(unet):
         merge_spms([])
     with pytest.raises(ValueError, match=r"maps 16 to 16 features in one SPM and 32 to 32 .* architectures"):
         merge_spms([spm, random_spm(tiny_unet(block_out_channels=(8, 32)))])
+
+
+def test_merging_refuses_what_it_could_not_stand_for(unet):
+    one, other = (random_spm(unet, seed=seed, targets=(name,)) for seed, name in ((1, "cat"), (2, "dog")))
+    with pytest.raises(ValueError, match="should be finite"):
+        merge_spms([one, other], [float("nan"), 1.0])
+    with pytest.raises(ValueError, match=r"too large: .* overflows"):
+        merge_spms([one, other], [1e39, 1.0])
+    foreign = replace(other, metadata=replace(other.metadata, architecture="another"))
+    with pytest.raises(ValueError, match="different architectures"):
+        merge_spms([replace(one, metadata=replace(one.metadata, architecture="this")), foreign])

@@ -320,3 +320,42 @@ def test_other_pipelines(make, tmp_path):
     spm.unfuse()
     spm.unload_spm_weights()
     assert torch.equal(images(pipe, PROMPTS, **size), plain)
+
+
+def test_an_spm_acts_once(spm, pipe):
+    on = images(spm, PROMPTS[:1], facilitated_transport=False)
+    with pytest.raises(ValueError, match="names one twice"):
+        spm.set_adapters(["cat", "cat"])
+    spm.fuse()
+    with pytest.raises(ValueError, match="fused into the weights; unfuse first"):
+        spm.set_adapters("cat")
+    spm.unfuse()
+    assert sorted(pipe.get_active_adapters()) == ["cat", "dog"]
+    assert torch.allclose(images(spm, PROMPTS[:1], facilitated_transport=False), on, atol=1e-4)
+    pipe.disable_lora()
+    with pytest.raises(ValueError, match="switched off; enable them before fusing"):
+        spm.fuse()
+
+
+def test_one_transport_holds_no_other(spm):
+    with (
+        spm.transport(PROMPTS),
+        pytest.raises(ValueError, match="one transport may not hold another"),
+        spm.transport(PROMPTS),
+    ):
+        pass
+    with spm.transport(PROMPTS):
+        pass
+
+
+def test_mixed_prompts_run_under_autocast(spm):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert images(spm, PROMPTS).isfinite().all()
+
+
+def test_loading_leaves_what_is_trained_alone(pipe):
+    pipe.unet.requires_grad_(True)
+    spm = SPM(pipe)
+    spm.load_spm_weights(random_spm(pipe.unet, seed=1, targets=("cat",)), "cat")
+    spm.unload_spm_weights()
+    assert all(parameter.requires_grad for parameter in pipe.unet.parameters())

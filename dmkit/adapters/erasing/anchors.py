@@ -41,7 +41,8 @@ def without_targets(prompts: Sequence[str], targets: Sequence[str]) -> tuple[lis
     """Prompts that may stay, and those that say all that a target says, articles aside: "a blue car" cannot
     stay where "a car" goes.
     """
-    concepts = [_words(target) for target in targets]
+    # A target of signs or articles alone has no words to compare.
+    concepts = [words for words in map(_words, targets) if words]
     kept: list[str] = []
     dropped: list[str] = []
     for prompt in prompts:

@@ -75,7 +75,7 @@ class ErasingArguments:
     legacy_timestep: bool = field(default=False, metadata=_help("The released code's timestep."))
     adapter_name: str = field(default="spm", metadata=_help("Name of the adapter and its file."))
     rank: int = field(default=1, metadata=_help("Rank of the adapter."))
-    alpha: float = field(default=1.0, metadata=_help("The adapter is scaled by alpha / rank."))
+    alpha: float = field(default=1.0, metadata=_help("The adapter is scaled by alpha / rank; 0: by 1."))
     uce_regularisation: float = field(default=0.5, metadata=_help("uce: how much all else should stay."))
     validation_prompts: list[str] = field(
         default_factory=list, metadata=_help("Prompts of the sample pictures, beside the targets.")
@@ -93,6 +93,13 @@ class ErasingArguments:
             raise ValueError("Give --pretrained_model_name_or_path.")
         if bool(self.target) == (self.prompts_file is not None):
             raise ValueError("Give either --target or --prompts_file.")
+        self.alpha = self.alpha or float(self.rank)
+        if self.surrogate and self.surrogate in self.target:
+            raise ValueError(f"{self.surrogate!r} cannot take its own place.")
+        least = {"max_denoising_steps": 2, "sampling_batch_size": 1, "validation_steps": 1}
+        for name, minimum in least.items():
+            if (value := getattr(self, name)) is not None and value < minimum:
+                raise ValueError(f"--{name} is {value}; it must be at least {minimum}.")
 
 
 @dataclass
@@ -105,6 +112,7 @@ class ErasingTrainingArguments(TrainingArguments):
     lr_scheduler: str = field(
         default="cosine_with_restarts", metadata=_help("A name of diffusers.optimization.get_scheduler.")
     )
+    lr_num_cycles: int = field(default=3, metadata=_help("Restarts of cosine_with_restarts."))
     adam_beta1: float = field(default=0.9, metadata=_help("AdamW's beta1."))
     adam_weight_decay: float = field(default=1e-2, metadata=_help("AdamW's weight decay."))
     max_grad_norm: float = field(default=0.0, metadata=_help("Clip the gradient's norm; 0 turns it off."))
@@ -171,6 +179,8 @@ def erase(arguments: ErasingArguments, training: ErasingTrainingArguments) -> No
     arguments = replace(arguments, anchor_prompts=kept)
     set_seed(training.seed)
     pipe = zoo.load(arguments.pretrained_model_name_or_path)
+    if getattr(pipe, "tokenizer", None) is None or not hasattr(pipe, "encode_prompt"):
+        raise ValueError(f"{type(pipe).__name__} takes no prompts; erasing needs a text-to-image model.")
     if arguments.method == "uce":
         surrogates = {prompt.neutral or "" for prompt in prompts}
         if len(surrogates) > 1:

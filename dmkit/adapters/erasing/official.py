@@ -37,7 +37,9 @@ SECTIONS: dict[str, dict[str, str | None]] = {
         "max_grad_norm": "max_grad_norm",
         "max_denoising_steps": "max_denoising_steps",
         **dict.fromkeys(("text_encoder_lr", "optimizer_type", "optimizer_args")),
-        **dict.fromkeys(("lr_scheduler_num_cycles", "lr_scheduler_power", "lr_scheduler_args")),
+        "lr_scheduler_num_cycles": "lr_num_cycles",
+        "lr_scheduler_power": "lr_power",
+        "lr_scheduler_args": None,
     },
     "save": {
         "name": "adapter_name",

@@ -83,7 +83,7 @@ class SPMTask(ErasingTask):
         return disabled(self.network)
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "rank": self.rank, "alpha": self.alpha}
+        return {**super().settings(), "adapter": self.name, "rank": self.rank, "alpha": self.alpha}
 
     def save(self, folder: Path, modules: Mapping[str, nn.Module]) -> None:
         weights = from_model(self.network, self.name, self.metadata)

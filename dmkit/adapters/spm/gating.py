@@ -135,12 +135,17 @@ class GatedLayer:
             if self.gates.by_row:
                 h = h * self.gates.rows(self.columns, x).view(len(x), *[1] * (x.ndim - 2), -1)
             # In place: what the base layer has just made is nobody else's.
-            added = output.flatten(0, -2).addmm_(h.flatten(0, -2).to(output.dtype), self.up.T)
-            return added.view(output.shape)
+            h, up = h.flatten(0, -2).to(output.dtype), self.up.T.to(output.dtype)
+            return output.flatten(0, -2).addmm_(h, up).view(output.shape)
         h = F.conv2d(x, self.down, None, self.base.stride, self.base.padding, self.base.dilation)
         if self.gates.by_row:
             h = h * self.gates.rows(self.columns, x)[:, :, None, None]
         return output.add_(F.conv2d(h, self.up).to(output.dtype))
+
+
+def _owner(layer: nn.Module) -> Any:
+    """Whose method a layer's forward is, if somebody has put one there."""
+    return getattr(vars(layer).get("forward"), "__self__", None)
 
 
 @contextmanager
@@ -158,8 +163,11 @@ def gated(
         mode: `linear`: weight times γ; `squared`: (weight times γ)².
 
     Raises:
-        ValueError: in the denoiser's call, a batch that is no multiple of the prompts' images.
+        ValueError: gates within gates; in the denoiser's call, a batch that is no multiple of the prompts'
+            images.
     """
+    if any(isinstance(_owner(layer), GatedLayer) for layer in lora_layers(model).values()):
+        raise ValueError("The SPMs are open for other prompts already: one transport may not hold another.")
     active = active_adapters(model)
     names = [name for name in strengths if name in active]
     others = [name for name in active if name not in names]

@@ -266,7 +266,7 @@ def set_active(model: nn.Module, names: list[str]) -> None:
     """Switches on exactly these adapters, at the weights that they have."""
     with same_gradients(model):
         for layer in lora_layers(model).values():
-            layer.set_adapter(names)
+            layer.set_adapter(list(dict.fromkeys(names)))
 
 
 def _switch(model: nn.Module, on: bool) -> None:

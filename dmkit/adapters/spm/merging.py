@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -25,13 +26,19 @@ def merge_spms(spms: Sequence[SPMWeights], weights: Sequence[float] | None = Non
         An adapter with the targets of all, α = r.
 
     Raises:
-        ValueError: none given, another number of weights, or layers whose shapes differ.
+        ValueError: none given, another number of weights, weights that are not finite or so large that the
+            result is not, layers whose shapes differ, or adapters of different architectures.
     """
     factors = [1.0] * len(spms) if weights is None else list(weights)
     if not spms or len(factors) != len(spms):
         raise ValueError(
             f"{len(spms)} SPMs and {len(factors)} weights; give at least one and as many of each."
         )
+    if not all(math.isfinite(factor) for factor in factors):
+        raise ValueError(f"Weights should be finite numbers, not {factors}.")
+    architectures = {spm.metadata.architecture for spm in spms} - {None}
+    if len(architectures) > 1 or len({spm.component for spm in spms}) > 1:
+        raise ValueError("The SPMs are for different architectures.")
     # A file's names may have underscores for dots; a name with dots says more.
     names: dict[str, str] = {}
     for spm in spms:
@@ -58,8 +65,12 @@ def merge_spms(spms: Sequence[SPMWeights], weights: Sequence[float] | None = Non
             downs.append(layer.down)
             ups.append(layer.up * (factor * layer.scale))
         down, up = torch.cat(downs), torch.cat(ups, dim=1)
+        if not bool(up.isfinite().all()):
+            raise ValueError(f"The weights {factors} are too large: {name} overflows.")
         layers[name] = SPMLayer(down, up, torch.tensor(float(down.shape[0]), dtype=up.dtype))
+    surrogates = {spm.metadata.surrogate for spm in spms}
     of_all = SPMMetadata(
+        surrogate=surrogates.pop() if len(surrogates) == 1 else "",
         targets=tuple(dict.fromkeys(target for spm in spms for target in spm.metadata.targets)),
         base_model=spms[0].metadata.base_model,
         architecture=spms[0].metadata.architecture,

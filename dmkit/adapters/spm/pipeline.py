@@ -163,10 +163,15 @@ class SPM:
                 for all; 1 by default. Without transport the adapter acts with it as a LoRA does.
 
         Raises:
-            ValueError: no SPM of such a name, another number of weights, or one that is not finite.
+            ValueError: no SPM of such a name, a name twice, another number of weights, one that is not
+                finite, or SPMs that are fused.
         """
         names = [names] if isinstance(names, str) else list(names)
         self._check_known(*names)
+        if len(set(names)) < len(names):
+            raise ValueError(f"An SPM acts once: {names} names one twice.")
+        if self._fused:
+            raise ValueError("The SPMs are fused into the weights; unfuse first.")
         if adapter_weights is None or isinstance(adapter_weights, int | float):
             adapter_weights = [1.0 if adapter_weights is None else adapter_weights] * len(names)
         if len(adapter_weights) != len(names):
@@ -183,9 +188,11 @@ class SPM:
         """Adds the active SPMs, at their weights, to the denoiser's own weights, until `unfuse`.
 
         Raises:
-            ValueError: something is fused already.
+            ValueError: something is fused already, or adapters are switched off (`pipe.disable_lora()`).
         """
         self._check_unfused("Fusing again")
+        if any(layer.disable_adapters for layer in lora_layers(self.denoiser).values()):
+            raise ValueError("The adapters are switched off; enable them before fusing.")
         active = active_adapters(self.denoiser)
         names = [name for name in self.metadata if name in active]
         self._originals, self._fused = fusing.fuse(self.denoiser, names), names

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import FileFormatError
-from .layers import adapter_layers, component_of, inject, target_layers
+from .layers import adapter_layers, component_of, inject, same_gradients, target_layers
 
 KOHYA_PREFIX = "lora_unet_"
 
@@ -181,14 +181,15 @@ def into_model(model: nn.Module, adapter_name: str, weights: SPMWeights) -> None
     """
     weights = resolve(weights, model)
     unused = torch.Generator()
-    inject(
-        model,
-        adapter_name,
-        rank=weights.rank,
-        alpha=weights.alpha,
-        layers=weights.layers,
-        generator=unused,
-    )
+    with same_gradients(model):
+        inject(
+            model,
+            adapter_name,
+            rank=weights.rank,
+            alpha=weights.alpha,
+            layers=weights.layers,
+            generator=unused,
+        )
     for name, layer in adapter_layers(model, adapter_name).items():
         down, up, alpha = weights.layers[name]
         layer.lora_A[adapter_name].weight.requires_grad_(False).copy_(down)
