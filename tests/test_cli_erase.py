@@ -173,6 +173,7 @@ def test_a_model_edited_into_itself_has_not_drifted(model):
 
 def test_refusals_name_what_is_wrong(model, adapters):
     cat = adapters / "cat"
+    Path("both.txt").write_text("a cat\na pizza\n")
     assert "--spm is needed" in refusal("generate", model, "--prompt", "a cat")
     assert "as many --factor, not 2" in refusal(
         *("generate", model, "--spm", cat, "--factor", 1, "--factor", 2, "--prompt", "a cat", *QUICK)
@@ -184,6 +185,10 @@ def test_refusals_name_what_is_wrong(model, adapters):
     assert "there: none" in refusal("inspect", ".")
     assert "--prompt needs --model" in refusal("inspect", cat, "--prompt", "a cat")
     assert "ends in .safetensors" in refusal("merge", cat, "--out", "both.bin")
+    assert "Did you mean 'dog'" in refusal(
+        *("evaluate", model, "--spm", cat, "--concept", "cat", "--surrogate", "dogg", *QUICK),
+        *("--prompts", "both.txt"),
+    )
     assert "either --spm" in refusal("evaluate", model, "--concept", "cat")
     Path("prompts.txt").write_text("a cat\n")
     text = ("evaluate", model, "--spm", cat, "--prompts", "prompts.txt", *QUICK)

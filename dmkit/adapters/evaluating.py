@@ -97,6 +97,8 @@ def evaluate_erasure(
         ValueError: an unknown concept, or no captions of one of the two kinds.
     """
     about, others = prompts_about(captions, concepts, evaluator)
+    if surrogate is not None:
+        prompts_about([], [surrogate], evaluator)  # says now what it would say after all images
     if not about or not others:
         what = ", ".join(concepts)
         raise ValueError(f"{'No' if not about else 'All'} captions name {what}; both kinds are needed.")

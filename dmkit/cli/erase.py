@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -87,6 +88,7 @@ def generate(
         dmkit erase generate emoji --spm adapters/heart --spm adapters/cat --factor 1 --factor 0.5
         --prompt "a cat"
     """
+    from ..adapters import read_spm
     from ..images import grid, save_png, side_by_side, to_pil
     from ..records import provenance
     from ..zoo.opening import open_pipeline
@@ -94,6 +96,9 @@ def generate(
 
     if not spm:
         raise ValueError("--spm is needed: an adapter's file or folder, such as adapters/heart.")
+    _factors(spm, factor)
+    for path in map(adapter_file, spm):
+        read_spm(path)
     pipe = open_pipeline(model, device)
     draw = _drawing(pipe, scheduler, steps, guidance_scale, negative_prompt)
     prompts = [text for text in prompt for _ in range(num_images)]
@@ -329,7 +334,7 @@ def _load(pipe: Any, files: list[Path], factors: list[float] | None) -> Any:
 
     weights, adapters = _factors(files, factors), SPM(pipe)
     for k, path in enumerate(map(adapter_file, files)):
-        name = path.stem.replace(".", "_")
+        name = re.sub(r"[^\w-]", "_", path.stem)
         adapters.load_spm_weights(path, f"{name}_{k}" if name in adapters.metadata else name)
     adapters.set_adapters(list(adapters.metadata), weights)
     return adapters

@@ -359,3 +359,8 @@ def test_loading_leaves_what_is_trained_alone(pipe):
     spm.load_spm_weights(random_spm(pipe.unet, seed=1, targets=("cat",)), "cat")
     spm.unload_spm_weights()
     assert all(parameter.requires_grad for parameter in pipe.unet.parameters())
+
+
+def test_transport_needs_a_prompt(spm):
+    with pytest.raises(ValueError, match="at least one prompt"):
+        spm.permeability([])

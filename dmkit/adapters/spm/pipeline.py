@@ -315,7 +315,10 @@ class SPM:
                 )
         if not names:
             return {}
-        texts = self._texts([prompts] if isinstance(prompts, str) else list(prompts))
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise ValueError("Facilitated transport needs at least one prompt.")
+        texts = self._texts(prompts)
         return {name: permeability(texts, self._loaded[name].concepts, score) for name in names}  # type: ignore[arg-type]
 
     @torch.no_grad()
