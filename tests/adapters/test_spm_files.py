@@ -224,6 +224,7 @@ def test_pickles_by_content(tmp_path):
         ({"dmkit_spm": "[]"}, "unreadable dmkit_spm"),
         ({"dmkit_spm": '{"format": 99, "targets": []}'}, "has format 99 .* reads 1"),
         ({"dmkit_spm": '{"format": 1}'}, "unreadable dmkit_spm"),
+        ({"dmkit_spm": '{"format": 1, "targets": "heart"}'}, "targets should be a list"),
         ({"dmkit_spm": '{"format": 1, "targets": [""]}'}, "A target is empty"),
         ({"lora_adapter_metadata": "?"}, "unreadable lora_adapter_metadata"),
         ({"lora_adapter_metadata": '{"unet.lora_alpha": 1, "unet.use_dora": true}'}, "has use_dora"),

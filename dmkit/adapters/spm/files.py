@@ -182,6 +182,8 @@ def _metadata(header: Mapping[str, str], source: str) -> SPMMetadata:
         version = content.pop("format")
         if version != FORMAT:
             raise FileFormatError(f"{source} has format {version} of SPM files; this version reads {FORMAT}.")
+        if not isinstance(content["targets"], list):
+            raise TypeError(f"targets should be a list, not {content['targets']!r}")
         content["targets"] = tuple(content["targets"])
         known = {f.name for f in fields(SPMMetadata)}
         return SPMMetadata(**{name: value for name, value in content.items() if name in known})
