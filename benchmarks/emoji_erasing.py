@@ -28,10 +28,9 @@ from torch import Tensor
 from dmkit import zoo
 from dmkit.adapters import SPM
 from dmkit.adapters.erasing.configure import erase, from_recipe
-from dmkit.adapters.evaluating import Draw, evaluate_erasure
+from dmkit.adapters.evaluating import Draw, drawing, evaluate_erasure
 from dmkit.data import scenes
 from dmkit.evaluation import load_evaluator
-from dmkit.sampling import generate
 from dmkit.schedulers.registry import build
 
 ROOT = Path(__file__).parents[1]
@@ -72,19 +71,13 @@ def captions() -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for scene, text in found if len(scene.things) == 1 and not scene.place))
 
 
-def drawing(pipe: Any, call: Any = None) -> Draw:
-    scheduler = build("ddim", pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
-
-    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        return generate(pipe, scheduler, STEPS, seeds, prompt=prompts, guidance_scale=GUIDANCE, call=call)
-
-    return draw
+def drawn_by(pipe: Any, call: Any = None) -> Draw:
+    return drawing(pipe, build("ddim", pipe.scheduler.config), STEPS, call=call, guidance_scale=GUIDANCE)
 
 
 @cache
 def _before(prompts: tuple[str, ...], seeds: tuple[int, ...]) -> Tensor:
-    return drawing(base())(prompts, seeds)
+    return drawn_by(base())(prompts, seeds)
 
 
 def before(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -113,14 +106,14 @@ def with_adapters(files: Sequence[Path], transport: bool) -> Draw:
     adapters = SPM(pipe)
     for file in files:
         adapters.load_spm_weights(file, file.stem.replace(".", "_"))
-    return drawing(pipe, partial(adapters, facilitated_transport=transport))
+    return drawn_by(pipe, partial(adapters, facilitated_transport=transport))
 
 
 def measure(name: str, method: str, seed: int) -> dict[str, float]:
     how, transport = METHODS[method]
     folder = trained(name, how, seed)
     if transport is None:
-        after = drawing(zoo.load(str(folder)))
+        after = drawn_by(zoo.load(str(folder)))
     else:
         after = with_adapters([folder / f"{name}.safetensors"], transport)
     found = evaluate_erasure(
@@ -166,10 +159,10 @@ def times(rounds: int = 15) -> dict[str, dict[str, float]]:
     fused.load_spm_weights(one, "heart")
     fused.fuse()
     kinds = {
-        "plain": drawing(base()),
+        "plain": drawn_by(base()),
         "one, transport": with_adapters([one], True),
-        "ten, transport": drawing(pipe, many),
-        "one, fused": drawing(fused.pipe),
+        "ten, transport": drawn_by(pipe, many),
+        "one, fused": drawn_by(fused.pipe),
     }
     several = ["a red heart", "a cat", "a pizza", "a pink dress"]
     result = {}

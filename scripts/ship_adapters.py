@@ -15,17 +15,15 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from torch import Tensor
 
 from dmkit import zoo
 from dmkit._files import atomic_folder, save_json
 from dmkit.adapters import SPM, read_spm
 from dmkit.adapters.erasing.configure import erase, from_recipe
-from dmkit.adapters.evaluating import Draw, evaluate_erasure
+from dmkit.adapters.evaluating import Draw, drawing, evaluate_erasure
 from dmkit.data import scenes
 from dmkit.evaluation import load_evaluator
 from dmkit.images import grid, save_png, side_by_side
-from dmkit.sampling import generate
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "scripts" / "recipes"
@@ -81,15 +79,8 @@ Apache-2.0, as the model.
 """
 
 
-def drawing(pipe: Any, call: Any = None) -> Draw:
-    pipe.set_progress_bar_config(disable=True)
-
-    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        return generate(
-            pipe, pipe.scheduler, STEPS, seeds, prompt=prompts, guidance_scale=GUIDANCE, call=call
-        )
-
-    return draw
+def drawn_by(pipe: Any, call: Any = None) -> Draw:
+    return drawing(pipe, pipe.scheduler, STEPS, call=call, guidance_scale=GUIDANCE)
 
 
 def ship(name: str, entry: dict[str, Any], captions: Sequence[str], seed: int) -> None:
@@ -108,8 +99,8 @@ def ship(name: str, entry: dict[str, Any], captions: Sequence[str], seed: int) -
     spm = SPM(zoo.load(base))
     spm.load_spm_weights(file, name)
     found = evaluate_erasure(
-        drawing(zoo.load(base)),
-        drawing(spm.pipe, spm),
+        drawn_by(zoo.load(base)),
+        drawn_by(spm.pipe, spm),
         load_evaluator(),
         entry["concepts"],
         captions,

@@ -18,13 +18,9 @@ from torch.utils.data import ConcatDataset
 
 from dmkit import data
 from dmkit.data import ImageDataset
-from dmkit.training.arguments import TrainingArguments, parse_arguments
+from dmkit.training.arguments import TrainingArguments, hint, parse_arguments
 from dmkit.training.autoencoding import AutoencodingTask, TrainableAutoencoder
 from dmkit.training.trainer import Trainer
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass
@@ -32,20 +28,20 @@ class ModelArguments:
     """What to train, and on what."""
 
     dataset_name: list[str] = field(
-        default_factory=list, metadata=_help("Data sets of dmkit.data, folders, or sets of `datasets`.")
+        default_factory=list, metadata=hint("Data sets of dmkit.data, folders, or sets of `datasets`.")
     )
     dataset_repeats: list[int] = field(
-        default_factory=list, metadata=_help("How often each set comes in an epoch; once by default.")
+        default_factory=list, metadata=hint("How often each set comes in an epoch; once by default.")
     )
-    resolution: int = field(default=32, metadata=_help("Side of the images in pixels."))
+    resolution: int = field(default=32, metadata=hint("Side of the images in pixels."))
     block_out_channels: list[int] = field(
-        default_factory=lambda: [24, 48, 64], metadata=_help("Width by level; each level halves the side.")
+        default_factory=lambda: [24, 48, 64], metadata=hint("Width by level; each level halves the side.")
     )
-    layers_per_block: int = field(default=1, metadata=_help("Residual layers by level."))
-    latent_channels: int = field(default=4, metadata=_help("Channels of the latents."))
-    norm_num_groups: int = field(default=8, metadata=_help("Groups of the group norms."))
-    kl_weight: float = field(default=2e-4, metadata=_help("Weight of the KL divergence."))
-    eval_batch_size: int = field(default=32, metadata=_help("Test images in a sample grid."))
+    layers_per_block: int = field(default=1, metadata=hint("Residual layers by level."))
+    latent_channels: int = field(default=4, metadata=hint("Channels of the latents."))
+    norm_num_groups: int = field(default=8, metadata=hint("Groups of the group norms."))
+    kl_weight: float = field(default=2e-4, metadata=hint("Weight of the KL divergence."))
+    eval_batch_size: int = field(default=32, metadata=hint("Test images in a sample grid."))
 
     def __post_init__(self) -> None:
         if not self.dataset_name:

@@ -14,13 +14,9 @@ from accelerate.utils import set_seed
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from dmkit import data
-from dmkit.training.arguments import TrainingArguments, parse_arguments
+from dmkit.training.arguments import TrainingArguments, hint, parse_arguments
 from dmkit.training.contrastive import MAX_LENGTH, ContrastiveTask, train_tokenizer
 from dmkit.training.trainer import Trainer
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass
@@ -28,20 +24,20 @@ class ModelArguments:
     """What to train, and on what."""
 
     dataset_name: str = field(
-        default="", metadata=_help("A captioned data set of dmkit.data, a folder, or `datasets`.")
+        default="", metadata=hint("A captioned data set of dmkit.data, a folder, or `datasets`.")
     )
-    caption_column: str = field(default="text", metadata=_help("Where folders and `datasets` keep captions."))
-    resolution: int = field(default=32, metadata=_help("Side of the images in pixels."))
-    vocab_size: int = field(default=1024, metadata=_help("Tokens of the tokenizer."))
-    hidden_size: int = field(default=128, metadata=_help("Width of both towers."))
-    text_layers: int = field(default=3, metadata=_help("Layers of the text tower."))
-    vision_layers: int = field(default=4, metadata=_help("Layers of the image tower."))
-    patch_size: int = field(default=8, metadata=_help("Side of the image tower's patches in pixels."))
-    num_attention_heads: int = field(default=4, metadata=_help("Attention heads of both towers."))
-    max_shift: int = field(default=1, metadata=_help("Images move at random by up to this many pixels."))
+    caption_column: str = field(default="text", metadata=hint("Where folders and `datasets` keep captions."))
+    resolution: int = field(default=32, metadata=hint("Side of the images in pixels."))
+    vocab_size: int = field(default=1024, metadata=hint("Tokens of the tokenizer."))
+    hidden_size: int = field(default=128, metadata=hint("Width of both towers."))
+    text_layers: int = field(default=3, metadata=hint("Layers of the text tower."))
+    vision_layers: int = field(default=4, metadata=hint("Layers of the image tower."))
+    patch_size: int = field(default=8, metadata=hint("Side of the image tower's patches in pixels."))
+    num_attention_heads: int = field(default=4, metadata=hint("Attention heads of both towers."))
+    max_shift: int = field(default=1, metadata=hint("Images move at random by up to this many pixels."))
     opposites: list[str] = field(
         default_factory=list,
-        metadata=_help("Pairs like left:right; captions with them exchanged are hard negatives."),
+        metadata=hint("Pairs like left:right; captions with them exchanged are hard negatives."),
     )
 
     def __post_init__(self) -> None:

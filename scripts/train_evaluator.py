@@ -16,29 +16,25 @@ from accelerate.utils import set_seed
 
 from dmkit.data import scenes
 from dmkit.metrics import PromptEvaluator
-from dmkit.training.arguments import TrainingArguments, parse_arguments
+from dmkit.training.arguments import TrainingArguments, hint, parse_arguments
 from dmkit.training.caching import CachedTensors, cached
 from dmkit.training.evaluating import EvaluatorTask, encode_scenes, judged_scenes
 from dmkit.training.trainer import Trainer
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass
 class ModelArguments:
     """What to train, and on what."""
 
-    num_scenes: int = field(default=24_000, metadata=_help("Scenes to learn from."))
-    resolution: int = field(default=32, metadata=_help("Side of the scenes in pixels."))
-    cache_dir: str = field(default="outputs/cache", metadata=_help("Where encoded data is kept."))
-    image_size: int = field(default=96, metadata=_help("Side in pixels that EfficientNet-Lite0 sees."))
-    cell_dim: int = field(default=128, metadata=_help("Channels that are left at each position."))
-    hidden_dim: int = field(default=768, metadata=_help("Width of the hidden layers."))
-    embedding_dim: int = field(default=256, metadata=_help("Size of the embeddings."))
-    dropout: float = field(default=0.2, metadata=_help("Dropout of features and hidden layers."))
-    rarity: float = field(default=0.5, metadata=_help("Exponent of the weight of rare concepts."))
+    num_scenes: int = field(default=24_000, metadata=hint("Scenes to learn from."))
+    resolution: int = field(default=32, metadata=hint("Side of the scenes in pixels."))
+    cache_dir: str = field(default="outputs/cache", metadata=hint("Where encoded data is kept."))
+    image_size: int = field(default=96, metadata=hint("Side in pixels that EfficientNet-Lite0 sees."))
+    cell_dim: int = field(default=128, metadata=hint("Channels that are left at each position."))
+    hidden_dim: int = field(default=768, metadata=hint("Width of the hidden layers."))
+    embedding_dim: int = field(default=256, metadata=hint("Size of the embeddings."))
+    dropout: float = field(default=0.2, metadata=hint("Dropout of features and hidden layers."))
+    rarity: float = field(default=0.5, metadata=hint("Exponent of the weight of rare concepts."))
 
     def __post_init__(self) -> None:
         if self.num_scenes < 1:

@@ -21,14 +21,10 @@ from dmkit import data
 from dmkit.errors import MissingExtraError
 from dmkit.models.arguments import ScaleLongArguments
 from dmkit.training.ant.configure import AntArguments, gradient_rule, timestep_sampler
-from dmkit.training.arguments import TrainingArguments, parse_arguments
+from dmkit.training.arguments import TrainingArguments, hint, parse_arguments
 from dmkit.training.caching import encode_dataset
 from dmkit.training.denoising import TextToImageTask
 from dmkit.training.trainer import Trainer
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass
@@ -36,33 +32,31 @@ class ModelArguments:
     """What to train, and on what."""
 
     dataset_name: str = field(
-        default="", metadata=_help("A captioned data set of dmkit.data, a folder, or `datasets`.")
+        default="", metadata=hint("A captioned data set of dmkit.data, a folder, or `datasets`.")
     )
     pretrained_model_name_or_path: str | None = field(
-        default=None, metadata=_help("A pipeline to start from; else give the next two.")
+        default=None, metadata=hint("A pipeline to start from; else give the next two.")
     )
-    vae: str | None = field(default=None, metadata=_help("Folder of an AutoencoderKL."))
-    text_encoder: str | None = field(default=None, metadata=_help("Folder of a CLIP and its tokenizer."))
-    caption_column: str = field(default="text", metadata=_help("Where folders and `datasets` keep captions."))
-    resolution: int = field(default=32, metadata=_help("Side of the images in pixels."))
-    cache_dir: str = field(default="outputs/cache", metadata=_help("Where encoded data is kept."))
+    vae: str | None = field(default=None, metadata=hint("Folder of an AutoencoderKL."))
+    text_encoder: str | None = field(default=None, metadata=hint("Folder of a CLIP and its tokenizer."))
+    caption_column: str = field(default="text", metadata=hint("Where folders and `datasets` keep captions."))
+    resolution: int = field(default=32, metadata=hint("Side of the images in pixels."))
+    cache_dir: str = field(default="outputs/cache", metadata=hint("Where encoded data is kept."))
     block_out_channels: list[int] = field(
-        default_factory=lambda: [64, 128], metadata=_help("Width by level of a new denoiser.")
+        default_factory=lambda: [64, 128], metadata=hint("Width by level of a new denoiser.")
     )
-    layers_per_block: int = field(default=1, metadata=_help("Residual layers by level."))
+    layers_per_block: int = field(default=1, metadata=hint("Residual layers by level."))
     attention_levels: list[int] = field(
-        default_factory=lambda: [0, 1], metadata=_help("Levels with attention to the text, from 0.")
+        default_factory=lambda: [0, 1], metadata=hint("Levels with attention to the text, from 0.")
     )
-    num_attention_heads: int = field(default=4, metadata=_help("Attention heads."))
-    norm_num_groups: int = field(default=16, metadata=_help("Groups of the group norms."))
-    prediction_type: str = field(default="epsilon", metadata=_help("epsilon, sample or v_prediction."))
-    snr_gamma: float | None = field(default=None, metadata=_help("Gamma of Min-SNR weighting."))
-    caption_dropout: float = field(default=0.1, metadata=_help("How often the caption is left empty."))
-    validation_prompts: list[str] = field(
-        default_factory=list, metadata=_help("Prompts of the sample grids.")
-    )
-    guidance_scale: float = field(default=5.0, metadata=_help("Guidance of the sample grids."))
-    enable_xformers_memory_efficient_attention: bool = field(default=False, metadata=_help("Use xformers."))
+    num_attention_heads: int = field(default=4, metadata=hint("Attention heads."))
+    norm_num_groups: int = field(default=16, metadata=hint("Groups of the group norms."))
+    prediction_type: str = field(default="epsilon", metadata=hint("epsilon, sample or v_prediction."))
+    snr_gamma: float | None = field(default=None, metadata=hint("Gamma of Min-SNR weighting."))
+    caption_dropout: float = field(default=0.1, metadata=hint("How often the caption is left empty."))
+    validation_prompts: list[str] = field(default_factory=list, metadata=hint("Prompts of the sample grids."))
+    guidance_scale: float = field(default=5.0, metadata=hint("Guidance of the sample grids."))
+    enable_xformers_memory_efficient_attention: bool = field(default=False, metadata=hint("Use xformers."))
 
     def __post_init__(self) -> None:
         if not self.dataset_name:

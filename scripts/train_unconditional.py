@@ -18,13 +18,9 @@ from dmkit import data
 from dmkit.errors import MissingExtraError
 from dmkit.models.arguments import ScaleLongArguments
 from dmkit.training.ant.configure import AntArguments, gradient_rule, timestep_sampler
-from dmkit.training.arguments import TrainingArguments, parse_arguments
+from dmkit.training.arguments import TrainingArguments, hint, parse_arguments
 from dmkit.training.denoising import DenoisingTask
 from dmkit.training.trainer import Trainer
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass
@@ -32,34 +28,32 @@ class ModelArguments:
     """What to train, and on what."""
 
     dataset_name: str | None = field(
-        default=None, metadata=_help("A data set of dmkit.data, or of `datasets`.")
+        default=None, metadata=hint("A data set of dmkit.data, or of `datasets`.")
     )
-    train_data_dir: str | None = field(default=None, metadata=_help("A folder of images instead."))
-    resolution: int = field(default=32, metadata=_help("Side of the images in pixels."))
-    random_flip: bool = field(default=False, metadata=_help("Mirror images at random."))
+    train_data_dir: str | None = field(default=None, metadata=hint("A folder of images instead."))
+    resolution: int = field(default=32, metadata=hint("Side of the images in pixels."))
+    random_flip: bool = field(default=False, metadata=hint("Mirror images at random."))
     model_config_name_or_path: str | None = field(
         default=None,
-        metadata=_help("Folder or file of a UNet2DModel's config; else built from the flags below."),
+        metadata=hint("Folder or file of a UNet2DModel's config; else built from the flags below."),
     )
     block_out_channels: list[int] = field(
-        default_factory=lambda: [32, 64, 96], metadata=_help("Width by level.")
+        default_factory=lambda: [32, 64, 96], metadata=hint("Width by level.")
     )
-    layers_per_block: int = field(default=1, metadata=_help("Residual layers by level."))
-    attention_levels: list[int] = field(
-        default_factory=list, metadata=_help("Levels with attention, from 0.")
-    )
-    attention_head_dim: int = field(default=32, metadata=_help("Channels of an attention head."))
-    norm_num_groups: int = field(default=8, metadata=_help("Groups of the group norms."))
-    dropout: float = field(default=0.0, metadata=_help("Dropout in the residual layers."))
-    prediction_type: str = field(default="epsilon", metadata=_help("epsilon, sample or v_prediction."))
+    layers_per_block: int = field(default=1, metadata=hint("Residual layers by level."))
+    attention_levels: list[int] = field(default_factory=list, metadata=hint("Levels with attention, from 0."))
+    attention_head_dim: int = field(default=32, metadata=hint("Channels of an attention head."))
+    norm_num_groups: int = field(default=8, metadata=hint("Groups of the group norms."))
+    dropout: float = field(default=0.0, metadata=hint("Dropout in the residual layers."))
+    prediction_type: str = field(default="epsilon", metadata=hint("epsilon, sample or v_prediction."))
     snr_gamma: float | None = field(
-        default=None, metadata=_help("Gamma of Min-SNR weighting; 5 in its paper.")
+        default=None, metadata=hint("Gamma of Min-SNR weighting; 5 in its paper.")
     )
-    ddpm_num_steps: int = field(default=1000, metadata=_help("Steps of the noise schedule."))
-    ddpm_num_inference_steps: int = field(default=50, metadata=_help("DDIM steps of the sample grids."))
-    ddpm_beta_schedule: str = field(default="linear", metadata=_help("A beta_schedule of DDPMScheduler."))
-    eval_batch_size: int = field(default=64, metadata=_help("Images in a sample grid."))
-    enable_xformers_memory_efficient_attention: bool = field(default=False, metadata=_help("Use xformers."))
+    ddpm_num_steps: int = field(default=1000, metadata=hint("Steps of the noise schedule."))
+    ddpm_num_inference_steps: int = field(default=50, metadata=hint("DDIM steps of the sample grids."))
+    ddpm_beta_schedule: str = field(default="linear", metadata=hint("A beta_schedule of DDPMScheduler."))
+    eval_batch_size: int = field(default=64, metadata=hint("Images in a sample grid."))
+    enable_xformers_memory_efficient_attention: bool = field(default=False, metadata=hint("Use xformers."))
 
     def __post_init__(self) -> None:
         if (self.dataset_name is None) == (self.train_data_dir is None):

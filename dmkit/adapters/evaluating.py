@@ -13,14 +13,33 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import unknown_name
 from ..metrics import PromptEvaluator, concept_share, drift, named_concepts
+from ..sampling import generate
 
 # (prompts, seeds) -> images (N, C, H, W) in [-1, 1]
 Draw = Callable[[Sequence[str], Sequence[int]], Tensor]
+
+
+def drawing(
+    pipe: Any,
+    scheduler: Any,
+    num_inference_steps: int,
+    *,
+    call: Callable[..., Any] | None = None,
+    **arguments: Any,
+) -> Draw:
+    """What draws with a pipeline; arguments as for `dmkit.sampling.generate`."""
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return generate(pipe, scheduler, num_inference_steps, seeds, prompt=prompts, call=call, **arguments)
+
+    return draw
 
 
 @dataclass(frozen=True)
@@ -54,10 +73,8 @@ def prompts_about(
     Raises:
         ValueError: a concept that the judge does not know; the message names the near one.
     """
+    _check_known(concepts, evaluator)
     kinds = evaluator.concept_kinds
-    for concept in concepts:
-        if concept not in kinds:
-            raise unknown_name("concept", concept, kinds)
     about, others = [], []
     for caption in captions:
         named = named_concepts(caption, kinds) & set(concepts)
@@ -98,7 +115,7 @@ def evaluate_erasure(
     """
     about, others = prompts_about(captions, concepts, evaluator)
     if surrogate is not None:
-        prompts_about([], [surrogate], evaluator)  # says now what it would say after all images
+        _check_known([surrogate], evaluator)
     if not about or not others:
         what = ", ".join(concepts)
         raise ValueError(f"{'No' if not about else 'All'} captions name {what}; both kinds are needed.")
@@ -121,6 +138,12 @@ def evaluate_erasure(
     drifted = drift(*other_images, rest, evaluator)
     figures |= {f"drift_{name}": value for name, value in drifted.items()}
     return ErasureReport(figures, prompts, *images, rest, *other_images)
+
+
+def _check_known(concepts: Sequence[str], evaluator: PromptEvaluator) -> None:
+    for concept in concepts:
+        if concept not in evaluator.concept_kinds:
+            raise unknown_name("concept", concept, evaluator.concept_kinds)
 
 
 def _some(items: list, count: int, dice: random.Random) -> list:

@@ -88,7 +88,6 @@ def generate(
         dmkit erase generate emoji --spm adapters/heart --spm adapters/cat --factor 1 --factor 0.5
         --prompt "a cat"
     """
-    from ..adapters import read_spm
     from ..images import grid, save_png, side_by_side, to_pil
     from ..records import provenance
     from ..zoo.opening import open_pipeline
@@ -97,14 +96,13 @@ def generate(
     if not spm:
         raise ValueError("--spm is needed: an adapter's file or folder, such as adapters/heart.")
     _factors(spm, factor)
-    for path in map(adapter_file, spm):
-        read_spm(path)
+    read = _read(spm)
     pipe = open_pipeline(model, device)
     draw = _drawing(pipe, scheduler, steps, guidance_scale, negative_prompt)
     prompts = [text for text in prompt for _ in range(num_images)]
     seeds = [seed + k for _ in prompt for k in range(num_images)]
     before = draw(prompts, seeds)
-    adapters = _load(pipe, spm, factor)
+    adapters = _load(pipe, read, _factors(spm, factor))
     call = partial(adapters, facilitated_transport=transport, permeability=permeability, score=score)
     after = draw(prompts, seeds, call)
     shares = adapters.permeability(prompt, score=score) if transport else {}
@@ -262,7 +260,7 @@ def evaluate(
         other = open_pipeline(edited, device)
         after = _drawing(other, scheduler, steps, guidance_scale, negative_prompt)
     else:
-        adapters = _load(open_pipeline(model, device), spm or [], factor)
+        adapters = _load(open_pipeline(model, device), _read(spm or []), _factors(spm or [], factor))
         call = partial(adapters, facilitated_transport=transport, permeability=permeability, score=score)
         drawing = _drawing(adapters.pipe, scheduler, steps, guidance_scale, negative_prompt)
         after = partial(drawing, call=call)
@@ -328,15 +326,25 @@ def _factors(files: list[Path], factors: list[float] | None) -> list[float]:
     return factors or [1.0] * len(files)
 
 
-def _load(pipe: Any, files: list[Path], factors: list[float] | None) -> Any:
-    """The pipeline's adapters, all active, each under its file's name."""
-    from ..adapters import SPM
+def _read(files: list[Path]) -> dict[str, Any]:
+    """Adapters, each under its file's name."""
+    from ..adapters import read_spm
 
-    weights, adapters = _factors(files, factors), SPM(pipe)
+    found: dict[str, Any] = {}
     for k, path in enumerate(map(adapter_file, files)):
         name = re.sub(r"[^\w-]", "_", path.stem)
-        adapters.load_spm_weights(path, f"{name}_{k}" if name in adapters.metadata else name)
-    adapters.set_adapters(list(adapters.metadata), weights)
+        found[f"{name}_{k}" if name in found else name] = read_spm(path)
+    return found
+
+
+def _load(pipe: Any, read: dict[str, Any], factors: list[float]) -> Any:
+    """The pipeline's adapters, all active."""
+    from ..adapters import SPM
+
+    adapters = SPM(pipe)
+    for name, weights in read.items():
+        adapters.load_spm_weights(weights, name)
+    adapters.set_adapters(list(read), factors)
     return adapters
 
 

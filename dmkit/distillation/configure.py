@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from .. import data, zoo
 from ..errors import FileFormatError, unknown_name
-from ..training.arguments import TrainingArguments, parse_arguments
+from ..training.arguments import TrainingArguments, hint, parse_arguments
 from ..training.caching import CachedTensors
 from ..training.prompting import denoiser_of
 from ..training.trainer import Trainer
@@ -27,64 +27,60 @@ from .vsd import PER, Kappa
 METHODS = {"pg-sb": (0.5, 4.0), "swiftbrush": (4.5,)}
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass
 class DistillationArguments:
     """What to distil, and how. The defaults are PG-SB's for Stable Diffusion."""
 
-    method: str = field(default="pg-sb", metadata=_help("pg-sb, or swiftbrush: one kappa, always."))
+    method: str = field(default="pg-sb", metadata=hint("pg-sb, or swiftbrush: one kappa, always."))
     pretrained_model_name_or_path: str = field(
-        default="", metadata=_help("The teacher: a shipped model, a pipeline's folder or its id on the hub.")
+        default="", metadata=hint("The teacher: a shipped model, a pipeline's folder or its id on the hub.")
     )
     student_model_name_or_path: str | None = field(
-        default=None, metadata=_help("A pipeline whose denoiser the student starts from; else the teacher.")
+        default=None, metadata=hint("A pipeline whose denoiser the student starts from; else the teacher.")
     )
-    prompts_file: str | None = field(default=None, metadata=_help("Prompts to train with, one a line."))
+    prompts_file: str | None = field(default=None, metadata=hint("Prompts to train with, one a line."))
     dataset_name: str | None = field(
-        default=None, metadata=_help("In place of that: a data set whose captions are the prompts.")
+        default=None, metadata=hint("In place of that: a data set whose captions are the prompts.")
     )
-    caption_column: str = field(default="text", metadata=_help("Where folders and `datasets` keep captions."))
-    max_train_samples: int | None = field(default=None, metadata=_help("Use the first so many prompts."))
-    cache_dir: str = field(default="outputs/cache", metadata=_help("Where encoded prompts are kept."))
+    caption_column: str = field(default="text", metadata=hint("Where folders and `datasets` keep captions."))
+    max_train_samples: int | None = field(default=None, metadata=hint("Use the first so many prompts."))
+    cache_dir: str = field(default="outputs/cache", metadata=hint("Where encoded prompts are kept."))
     kappa: list[float] = field(
-        default_factory=list, metadata=_help("Guidance of both teachers: two ends of a range, or one number.")
+        default_factory=list, metadata=hint("Guidance of both teachers: two ends of a range, or one number.")
     )
-    kappa_sampling: str = field(default="iteration", metadata=_help("A kappa for each iteration or sample."))
+    kappa_sampling: str = field(default="iteration", metadata=hint("A kappa for each iteration or sample."))
     t_range: list[float] = field(
         default_factory=lambda: [0.02, 0.981],
-        metadata=_help("Timesteps of the student's loss, as parts of all."),
+        metadata=hint("Timesteps of the student's loss, as parts of all."),
     )
     student_timestep: int | None = field(
-        default=None, metadata=_help("Where the student is evaluated; the last timestep.")
+        default=None, metadata=hint("Where the student is evaluated; the last timestep.")
     )
     caption_dropout: float = field(
-        default=0.1, metadata=_help("How often the LoRA teacher sees no prompts for a batch.")
+        default=0.1, metadata=hint("How often the LoRA teacher sees no prompts for a batch.")
     )
-    rank: int = field(default=64, metadata=_help("Rank of the LoRA teacher."))
-    lora_alpha: float = field(default=128.0, metadata=_help("Its LoRA is scaled by lora_alpha / rank."))
+    rank: int = field(default=64, metadata=hint("Rank of the LoRA teacher."))
+    lora_alpha: float = field(default=128.0, metadata=hint("Its LoRA is scaled by lora_alpha / rank."))
     lora_target_modules: list[str] = field(
-        default_factory=lambda: list(TARGET_MODULES), metadata=_help("Layers that get its LoRA.")
+        default_factory=lambda: list(TARGET_MODULES), metadata=hint("Layers that get its LoRA.")
     )
-    lora_learning_rate: float = field(default=1e-3, metadata=_help("Learning rate of the LoRA teacher."))
+    lora_learning_rate: float = field(default=1e-3, metadata=hint("Learning rate of the LoRA teacher."))
     clip_model_name_or_path: str | None = field(
-        default=None, metadata=_help("A CLIP for the clamped CLIP loss; never the evaluator of the student.")
+        default=None, metadata=hint("A CLIP for the clamped CLIP loss; never the evaluator of the student.")
     )
-    clip_weight: float = field(default=0.1, metadata=_help("Its weight at the start; it falls to 0."))
-    clip_threshold: float = field(default=0.37, metadata=_help("Tau: similar enough to be left alone."))
+    clip_weight: float = field(default=0.1, metadata=hint("Its weight at the start; it falls to 0."))
+    clip_threshold: float = field(default=0.37, metadata=hint("Tau: similar enough to be left alone."))
     tiny_vae: str | None = field(
-        default=None, metadata=_help("An AutoencoderTiny to decode for the CLIP loss; else the model's own.")
+        default=None, metadata=hint("An AutoencoderTiny to decode for the CLIP loss; else the model's own.")
     )
     negative_prompts_file: str | None = field(
-        default=None, metadata=_help("NASA-T: negative prompts, one a line.")
+        default=None, metadata=hint("NASA-T: negative prompts, one a line.")
     )
     nasa_scale: list[float] = field(
-        default_factory=lambda: [0.0, 1.0], metadata=_help("NASA-T: the range of alpha.")
+        default_factory=lambda: [0.0, 1.0], metadata=hint("NASA-T: the range of alpha.")
     )
     validation_prompts: list[str] = field(
-        default_factory=list, metadata=_help("Prompts of the sample pictures.")
+        default_factory=list, metadata=hint("Prompts of the sample pictures.")
     )
 
     def __post_init__(self) -> None:
@@ -141,18 +137,18 @@ class DistillationTrainingArguments(TrainingArguments):
     """`TrainingArguments` with PG-SB's defaults. `learning_rate` is the student's."""
 
     output_dir: str = field(
-        default="outputs/one-step", metadata=_help("Where checkpoints and the student go.")
+        default="outputs/one-step", metadata=hint("Where checkpoints and the student go.")
     )
-    train_batch_size: int = field(default=64, metadata=_help("Prompts in one micro-batch."))
-    max_train_steps: int | None = field(default=60_000, metadata=_help("Optimiser steps in all."))
-    learning_rate: float = field(default=1e-6, metadata=_help("Learning rate of the student."))
+    train_batch_size: int = field(default=64, metadata=hint("Prompts in one micro-batch."))
+    max_train_steps: int | None = field(default=60_000, metadata=hint("Optimiser steps in all."))
+    learning_rate: float = field(default=1e-6, metadata=hint("Learning rate of the student."))
     lr_scheduler: str = field(
-        default="constant", metadata=_help("A name of diffusers.optimization.get_scheduler.")
+        default="constant", metadata=hint("A name of diffusers.optimization.get_scheduler.")
     )
-    lr_warmup_steps: int = field(default=0, metadata=_help("Steps of linear warm-up."))
-    adam_beta1: float = field(default=0.9, metadata=_help("AdamW's beta1."))
-    adam_weight_decay: float = field(default=0.0, metadata=_help("AdamW's weight decay."))
-    save_model_epochs: int = field(default=0, metadata=_help("Epochs between two saves; 0: at the end."))
+    lr_warmup_steps: int = field(default=0, metadata=hint("Steps of linear warm-up."))
+    adam_beta1: float = field(default=0.9, metadata=hint("AdamW's beta1."))
+    adam_weight_decay: float = field(default=0.0, metadata=hint("AdamW's weight decay."))
+    save_model_epochs: int = field(default=0, metadata=hint("Epochs between two saves; 0: at the end."))
 
 
 def parse(

@@ -8,14 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..training.arguments import hint
 from ..training.trainer import Task
 from .scaling import SkipScaling
 from .stability import StabilityMonitor
 from .unet import ScaleLongUNet2DConditionModel, ScaleLongUNet2DModel
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass
@@ -23,14 +20,14 @@ class ScaleLongArguments:
     """How the denoiser's long skips are scaled, and whether its stability is measured."""
 
     scalelong: str | None = field(
-        default=None, metadata=_help("Scale long skips: cs, ls or inv_sqrt2; not given: leave them.")
+        default=None, metadata=hint("Scale long skips: cs, ls or inv_sqrt2; not given: leave them.")
     )
-    kappa: float = field(default=0.7, metadata=_help("Coefficient of --scalelong cs, in (0, 1]."))
+    kappa: float = field(default=0.7, metadata=hint("Coefficient of --scalelong cs, in (0, 1]."))
     scalelong_index: str = field(
-        default="skip", metadata=_help("What the exponent of --scalelong cs counts: skip or level.")
+        default="skip", metadata=hint("What the exponent of --scalelong cs counts: skip or level.")
     )
     stability_steps: int = field(
-        default=0, metadata=_help("Steps between two stability reports in output_dir/stability; 0: none.")
+        default=0, metadata=hint("Steps between two stability reports in output_dir/stability; 0: none.")
     )
 
     def __post_init__(self) -> None:

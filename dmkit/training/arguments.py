@@ -20,7 +20,8 @@ SCHEDULES = [kind.value for kind in SchedulerType if kind.value != "piecewise_co
 TRACKERS = ("none", "all", *LOGGER_TYPE_TO_CLASS)
 
 
-def _help(text: str) -> dict[str, str]:
+def hint(text: str) -> dict[str, str]:
+    """Metadata of a dataclass's field that becomes a flag: what `--help` says of it."""
     return {"help": text}
 
 
@@ -28,51 +29,49 @@ def _help(text: str) -> dict[str, str]:
 class TrainingArguments:
     """How to train; what is trained is the task's own matter."""
 
-    output_dir: str = field(default="outputs/train", metadata=_help("Where checkpoints and the model go."))
-    seed: int = field(default=0, metadata=_help("Fixes weights, data order and noise."))
-    train_batch_size: int = field(default=16, metadata=_help("Examples a process sees in one micro-batch."))
-    gradient_accumulation_steps: int = field(
-        default=1, metadata=_help("Micro-batches in one optimiser step.")
-    )
+    output_dir: str = field(default="outputs/train", metadata=hint("Where checkpoints and the model go."))
+    seed: int = field(default=0, metadata=hint("Fixes weights, data order and noise."))
+    train_batch_size: int = field(default=16, metadata=hint("Examples a process sees in one micro-batch."))
+    gradient_accumulation_steps: int = field(default=1, metadata=hint("Micro-batches in one optimiser step."))
     num_epochs: int = field(
-        default=100, metadata=_help("Passes over the data, unless max_train_steps is given.")
+        default=100, metadata=hint("Passes over the data, unless max_train_steps is given.")
     )
-    max_train_steps: int | None = field(default=None, metadata=_help("Optimiser steps in all."))
+    max_train_steps: int | None = field(default=None, metadata=hint("Optimiser steps in all."))
     dataloader_num_workers: int = field(
-        default=0, metadata=_help("Loader processes; 0 loads in the main one.")
+        default=0, metadata=hint("Loader processes; 0 loads in the main one.")
     )
-    learning_rate: float = field(default=1e-4, metadata=_help("Learning rate after the warm-up."))
+    learning_rate: float = field(default=1e-4, metadata=hint("Learning rate after the warm-up."))
     lr_scheduler: str = field(
-        default="cosine", metadata=_help("A name of diffusers.optimization.get_scheduler.")
+        default="cosine", metadata=hint("A name of diffusers.optimization.get_scheduler.")
     )
-    lr_warmup_steps: int = field(default=500, metadata=_help("Steps of linear warm-up."))
+    lr_warmup_steps: int = field(default=500, metadata=hint("Steps of linear warm-up."))
     lr_num_cycles: int = field(
-        default=1, metadata=_help("Restarts of cosine_with_restarts, which starts so many times.")
+        default=1, metadata=hint("Restarts of cosine_with_restarts, which starts so many times.")
     )
-    lr_power: float = field(default=1.0, metadata=_help("Power of polynomial."))
-    adam_beta1: float = field(default=0.95, metadata=_help("AdamW's beta1."))
-    adam_beta2: float = field(default=0.999, metadata=_help("AdamW's beta2."))
-    adam_weight_decay: float = field(default=1e-6, metadata=_help("AdamW's weight decay."))
-    adam_epsilon: float = field(default=1e-8, metadata=_help("AdamW's epsilon."))
-    max_grad_norm: float = field(default=1.0, metadata=_help("Clip the gradient's norm; 0 turns it off."))
-    use_ema: bool = field(default=False, metadata=_help("Keep an average of the weights and save that."))
-    ema_inv_gamma: float = field(default=1.0, metadata=_help("EMA warm-up's inverse gamma."))
-    ema_power: float = field(default=0.75, metadata=_help("EMA warm-up's power."))
-    ema_max_decay: float = field(default=0.9999, metadata=_help("Largest EMA decay."))
-    mixed_precision: str = field(default="no", metadata=_help("no, fp16 or bf16."))
-    report_to: str = field(default="tensorboard", metadata=_help("A tracker of Accelerate, or none."))
-    logging_dir: str = field(default="logs", metadata=_help("Folder of the trackers, inside output_dir."))
-    logging_steps: int = field(default=10, metadata=_help("Steps between two entries in the tracker."))
-    checkpointing_steps: int = field(default=500, metadata=_help("Steps between two checkpoints; 0: none."))
+    lr_power: float = field(default=1.0, metadata=hint("Power of polynomial."))
+    adam_beta1: float = field(default=0.95, metadata=hint("AdamW's beta1."))
+    adam_beta2: float = field(default=0.999, metadata=hint("AdamW's beta2."))
+    adam_weight_decay: float = field(default=1e-6, metadata=hint("AdamW's weight decay."))
+    adam_epsilon: float = field(default=1e-8, metadata=hint("AdamW's epsilon."))
+    max_grad_norm: float = field(default=1.0, metadata=hint("Clip the gradient's norm; 0 turns it off."))
+    use_ema: bool = field(default=False, metadata=hint("Keep an average of the weights and save that."))
+    ema_inv_gamma: float = field(default=1.0, metadata=hint("EMA warm-up's inverse gamma."))
+    ema_power: float = field(default=0.75, metadata=hint("EMA warm-up's power."))
+    ema_max_decay: float = field(default=0.9999, metadata=hint("Largest EMA decay."))
+    mixed_precision: str = field(default="no", metadata=hint("no, fp16 or bf16."))
+    report_to: str = field(default="tensorboard", metadata=hint("A tracker of Accelerate, or none."))
+    logging_dir: str = field(default="logs", metadata=hint("Folder of the trackers, inside output_dir."))
+    logging_steps: int = field(default=10, metadata=hint("Steps between two entries in the tracker."))
+    checkpointing_steps: int = field(default=500, metadata=hint("Steps between two checkpoints; 0: none."))
     checkpoints_total_limit: int | None = field(
-        default=None, metadata=_help("Keep only this many checkpoints.")
+        default=None, metadata=hint("Keep only this many checkpoints.")
     )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata=_help("'latest', or a checkpoint folder; training goes on exactly from there.")
+        default=None, metadata=hint("'latest', or a checkpoint folder; training goes on exactly from there.")
     )
-    save_images_epochs: int = field(default=10, metadata=_help("Epochs between two sample grids; 0: none."))
+    save_images_epochs: int = field(default=10, metadata=hint("Epochs between two sample grids; 0: none."))
     save_model_epochs: int = field(
-        default=10, metadata=_help("Epochs between two saves of the model; 0: at the end.")
+        default=10, metadata=hint("Epochs between two saves of the model; 0: at the end.")
     )
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from diffusers.utils.import_utils import is_xformers_available
 
 from ... import zoo
 from ...errors import MissingExtraError, unknown_name
-from ...training.arguments import TrainingArguments, parse_arguments
+from ...training.arguments import TrainingArguments, hint, parse_arguments
 from ...training.checkpoint import save_into
 from ...training.prompting import denoiser_of
 from ...training.trainer import Trainer
@@ -26,7 +26,7 @@ from .anchors import Anchors, GaussianAnchors, PromptAnchors, without_targets
 from .esd import PARTS, ESDTask
 from .latents import PartialDenoising
 from .official import read_config
-from .prompts import ErasePrompt, read_prompts
+from .prompts import ErasePrompt, load_yaml, read_prompts
 from .spm import SPMTask
 from .task import ErasingTask, NoData, Samples
 
@@ -36,53 +36,49 @@ SAMPLERS = ("gaussian", "prompts")
 logger = logging.getLogger(__name__)
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass
 class ErasingArguments:
     """What to erase, from what, and how. The defaults are the SPM paper's."""
 
-    method: str = field(default="spm", metadata=_help("spm, esd-x, esd-u or uce."))
+    method: str = field(default="spm", metadata=hint("spm, esd-x, esd-u or uce."))
     pretrained_model_name_or_path: str = field(
-        default="", metadata=_help("A shipped model, a pipeline's folder or its id on the hub.")
+        default="", metadata=hint("A shipped model, a pipeline's folder or its id on the hub.")
     )
-    target: list[str] = field(default_factory=list, metadata=_help("Concepts to erase, all at once."))
-    surrogate: str = field(default="", metadata=_help("What is put in their place; nothing if empty."))
+    target: list[str] = field(default_factory=list, metadata=hint("Concepts to erase, all at once."))
+    surrogate: str = field(default="", metadata=hint("What is put in their place; nothing if empty."))
     prompts_file: str | None = field(
-        default=None, metadata=_help("A prompts.yaml of SPM's released code, in place of --target.")
+        default=None, metadata=hint("A prompts.yaml of SPM's released code, in place of --target.")
     )
-    action: str = field(default="erase_with_la", metadata=_help("erase_with_la, or erase: no anchoring."))
-    erasing_scale: float = field(default=1.0, metadata=_help("Eta: how far beyond the surrogate."))
-    la_strength: float = field(default=1000.0, metadata=_help("Lambda: weight of latent anchoring."))
+    action: str = field(default="erase_with_la", metadata=hint("erase_with_la, or erase: no anchoring."))
+    erasing_scale: float = field(default=1.0, metadata=hint("Eta: how far beyond the surrogate."))
+    la_strength: float = field(default=1000.0, metadata=hint("Lambda: weight of latent anchoring."))
     sampling_batch_size: int | None = field(
-        default=None, metadata=_help("Anchors a step; four for each latent if not given.")
+        default=None, metadata=hint("Anchors a step; four for each latent if not given.")
     )
-    anchor_sampler: str = field(default="gaussian", metadata=_help("Anchors: gaussian or prompts."))
+    anchor_sampler: str = field(default="gaussian", metadata=hint("Anchors: gaussian or prompts."))
     anchor_prompts: list[str] = field(
-        default_factory=list, metadata=_help("Prompts to keep: of --anchor_sampler prompts, and of uce.")
+        default_factory=list, metadata=hint("Prompts to keep: of --anchor_sampler prompts, and of uce.")
     )
-    anchor_alpha: float = field(default=1.0, metadata=_help("Alpha: how much anchors avoid the target."))
-    anchor_unconditional: bool = field(default=True, metadata=_help("Anchor the unconditional prompt too."))
-    resolution: int | None = field(default=None, metadata=_help("Side of the images; the model's own."))
-    dynamic_resolution: bool = field(default=False, metadata=_help("Sides from half of it to all of it."))
-    noise_scheduler: str = field(default="ddim", metadata=_help("ddim, ddpm, lms or euler_a."))
+    anchor_alpha: float = field(default=1.0, metadata=hint("Alpha: how much anchors avoid the target."))
+    anchor_unconditional: bool = field(default=True, metadata=hint("Anchor the unconditional prompt too."))
+    resolution: int | None = field(default=None, metadata=hint("Side of the images; the model's own."))
+    dynamic_resolution: bool = field(default=False, metadata=hint("Sides from half of it to all of it."))
+    noise_scheduler: str = field(default="ddim", metadata=hint("ddim, ddpm, lms or euler_a."))
     max_denoising_steps: int | None = field(
-        default=None, metadata=_help("Steps of a whole denoising; spm: 30, esd: 50.")
+        default=None, metadata=hint("Steps of a whole denoising; spm: 30, esd: 50.")
     )
-    denoising_guidance_scale: float = field(default=3.0, metadata=_help("Guidance of these steps."))
-    legacy_timestep: bool = field(default=False, metadata=_help("The released code's timestep."))
-    adapter_name: str = field(default="spm", metadata=_help("Name of the adapter and its file."))
-    rank: int = field(default=1, metadata=_help("Rank of the adapter."))
-    alpha: float = field(default=1.0, metadata=_help("The adapter is scaled by alpha / rank; 0: by 1."))
-    uce_regularisation: float = field(default=0.5, metadata=_help("uce: how much all else should stay."))
+    denoising_guidance_scale: float = field(default=3.0, metadata=hint("Guidance of these steps."))
+    legacy_timestep: bool = field(default=False, metadata=hint("The released code's timestep."))
+    adapter_name: str = field(default="spm", metadata=hint("Name of the adapter and its file."))
+    rank: int = field(default=1, metadata=hint("Rank of the adapter."))
+    alpha: float = field(default=1.0, metadata=hint("The adapter is scaled by alpha / rank; 0: by 1."))
+    uce_regularisation: float = field(default=0.5, metadata=hint("uce: how much all else should stay."))
     validation_prompts: list[str] = field(
-        default_factory=list, metadata=_help("Prompts of the sample pictures, beside the targets.")
+        default_factory=list, metadata=hint("Prompts of the sample pictures, beside the targets.")
     )
-    validation_steps: int = field(default=30, metadata=_help("Denoising steps of the sample pictures."))
-    validation_guidance_scale: float = field(default=7.5, metadata=_help("Their guidance."))
-    enable_xformers_memory_efficient_attention: bool = field(default=False, metadata=_help("Use xformers."))
+    validation_steps: int = field(default=30, metadata=hint("Denoising steps of the sample pictures."))
+    validation_guidance_scale: float = field(default=7.5, metadata=hint("Their guidance."))
+    enable_xformers_memory_efficient_attention: bool = field(default=False, metadata=hint("Use xformers."))
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -106,18 +102,18 @@ class ErasingArguments:
 class ErasingTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the SPM paper's defaults. An epoch is a step: there is no data."""
 
-    output_dir: str = field(default="outputs/erase", metadata=_help("Where checkpoints and the result go."))
-    train_batch_size: int = field(default=1, metadata=_help("Latents a process sees in one micro-batch."))
-    max_train_steps: int | None = field(default=3000, metadata=_help("Optimiser steps in all."))
+    output_dir: str = field(default="outputs/erase", metadata=hint("Where checkpoints and the result go."))
+    train_batch_size: int = field(default=1, metadata=hint("Latents a process sees in one micro-batch."))
+    max_train_steps: int | None = field(default=3000, metadata=hint("Optimiser steps in all."))
     lr_scheduler: str = field(
-        default="cosine_with_restarts", metadata=_help("A name of diffusers.optimization.get_scheduler.")
+        default="cosine_with_restarts", metadata=hint("A name of diffusers.optimization.get_scheduler.")
     )
-    lr_num_cycles: int = field(default=3, metadata=_help("Restarts of cosine_with_restarts."))
-    adam_beta1: float = field(default=0.9, metadata=_help("AdamW's beta1."))
-    adam_weight_decay: float = field(default=1e-2, metadata=_help("AdamW's weight decay."))
-    max_grad_norm: float = field(default=0.0, metadata=_help("Clip the gradient's norm; 0 turns it off."))
-    save_images_epochs: int = field(default=500, metadata=_help("Steps between two pictures; 0: none."))
-    save_model_epochs: int = field(default=0, metadata=_help("Steps between two saves; 0: at the end."))
+    lr_num_cycles: int = field(default=3, metadata=hint("Restarts of cosine_with_restarts."))
+    adam_beta1: float = field(default=0.9, metadata=hint("AdamW's beta1."))
+    adam_weight_decay: float = field(default=1e-2, metadata=hint("AdamW's weight decay."))
+    max_grad_norm: float = field(default=0.0, metadata=hint("Clip the gradient's norm; 0 turns it off."))
+    save_images_epochs: int = field(default=500, metadata=hint("Steps between two pictures; 0: none."))
+    save_model_epochs: int = field(default=0, metadata=hint("Steps between two saves; 0: at the end."))
 
 
 def parse(argv: Sequence[str] | None, description: str) -> tuple[ErasingArguments, ErasingTrainingArguments]:
@@ -151,7 +147,7 @@ def from_recipe(recipe: Path, **overrides: Any) -> tuple[ErasingArguments, Erasi
     Raises:
         ValueError: a key that neither kind of arguments has; the message names the near one.
     """
-    chosen = {**yaml.safe_load(recipe.read_text(encoding="utf-8")), **overrides}
+    chosen = {**load_yaml(recipe), **overrides}
     own, shared = (
         {field.name for field in fields(kind)} for kind in (ErasingArguments, ErasingTrainingArguments)
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import unknown_name
+from ..arguments import hint
 from ..rules import RULES, GradientRule, build_rule, sum_losses
 from .affinity import Affinity
 from .clustering import TimestepClusters, affinity_cost, best_intervals, log_snr, snr_cost, timestep_cost
@@ -15,30 +16,26 @@ from .sampling import WEIGHTINGS, ClusterTimestepSampler
 COSTS = ("timestep", "snr", "affinity")
 
 
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
-
-
 @dataclass
 class AntArguments:
     """Clusters of timesteps and how their losses are balanced (ANT); off by default."""
 
-    ant_clusters: int = field(default=0, metadata=_help("Clusters of timesteps; 5 in the paper, 0: no ANT."))
+    ant_clusters: int = field(default=0, metadata=hint("Clusters of timesteps; 5 in the paper, 0: no ANT."))
     ant_cost: str = field(
-        default="timestep", metadata=_help("What clusters are alike in: timestep, snr or affinity.")
+        default="timestep", metadata=hint("What clusters are alike in: timestep, snr or affinity.")
     )
     ant_affinity: str | None = field(
-        default=None, metadata=_help("The affinity that scripts/measure_affinity.py wrote, for its cost.")
+        default=None, metadata=hint("The affinity that scripts/measure_affinity.py wrote, for its cost.")
     )
     ant_weighting: str = field(
-        default="equal", metadata=_help("equal: clusters count alike; size: by their timesteps.")
+        default="equal", metadata=hint("equal: clusters count alike; size: by their timesteps.")
     )
-    ant_min_size: int = field(default=1, metadata=_help("Timesteps in a cluster at least."))
-    mtl: str = field(default="sum", metadata=_help("Gradient rule: sum, uw, pcgrad or nash."))
+    ant_min_size: int = field(default=1, metadata=hint("Timesteps in a cluster at least."))
+    mtl: str = field(default="sum", metadata=hint("Gradient rule: sum, uw, pcgrad or nash."))
     mtl_update_every: int | None = field(
-        default=None, metadata=_help("Steps between two weighings: by default 1 for pcgrad, 25 for nash.")
+        default=None, metadata=hint("Steps between two weighings: by default 1 for pcgrad, 25 for nash.")
     )
-    mtl_learning_rate: float = field(default=0.025, metadata=_help("Learning rate of uw's weights."))
+    mtl_learning_rate: float = field(default=0.025, metadata=hint("Learning rate of uw's weights."))
 
     def __post_init__(self) -> None:
         for name, known in (
