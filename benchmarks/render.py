@@ -1,17 +1,20 @@
 """Renders the committed result files to tables and plots: docs/results/*.json -> *.md, *.png. Nothing by
-hand.
+hand. A benchmark with a function `render(content) -> Markdown`, which may draw plots beside, does its own.
 
 python benchmarks/render.py
 """
 
 from __future__ import annotations
 
+import importlib
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 from _results import RESULTS
+from _tables import few, head, number, spread, table
 from matplotlib.ticker import NullLocator
 
 from dmkit._files import load_json
@@ -27,34 +30,6 @@ NAMES = {
     "marginal": "Time-Shift, marginal",
     "epsilon": "epsilon scaling",
 }
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean} (one seed)"
-
-
-def number(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {number(v)}" for key, v in value.items())
-    if isinstance(value, list):
-        return " / ".join(number(v) for v in value)
-    return "" if value is None else str(value)
-
-
-def head(content: dict[str, Any], title: str) -> str:
-    made = ", ".join(f"{k} {v}" for k, v in content["environment"].items())
-    return f"# {title}\n\n{content['about'].get('what', '')}\n\nMade with {made}.\n\n"
 
 
 def time_shift_fashion(content: dict[str, Any]) -> str:
@@ -305,12 +280,6 @@ def emoji_erasing(content: dict[str, Any]) -> str:
     return text
 
 
-def few(values: Sequence[float]) -> str:
-    """Mean ± deviation in three digits."""
-    mean = f"{statistics.mean(values):.3g}"
-    return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
-
-
 def training_latents(content: dict[str, Any]) -> str:
     """Distance and held-out losses at the end, by network and method; rates and gaps as they are."""
     runs: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
@@ -344,12 +313,19 @@ def main() -> None:
         "emoji_editing": emoji_editing,
         "emoji_quality": emoji_quality,
     }
+    here = Path(__file__).parent
+    own = {path.stem for path in here.glob("[a-z]*.py") if "\ndef render(" in path.read_text("utf-8")}
     for path in sorted(RESULTS.glob("*.json")):
         content = load_json(path)
         title = path.stem.replace("_", " ").capitalize()
         for word, name in (("Bdia", "BDIA"), ("Ant ", "ANT "), ("Scalelong", "ScaleLong")):
             title = title.replace(word, name)
-        text = special[path.stem](content) if path.stem in special else generic(content, title)
+        if path.stem in special:
+            text = special[path.stem](content)
+        elif path.stem in own:
+            text = importlib.import_module(path.stem).render(content)
+        else:
+            text = generic(content, title)
         path.with_suffix(".md").write_text(text, encoding="utf-8")
         print(f"{path.stem}: {len(content['cells'])} cells")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1]
+from ..auxiliary import methods
+
+DOCS = Path(__file__).parents[2] / "docs"
 _EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -30,17 +31,9 @@ class Card:
     picture: Path | None = None
 
 
-def cards(package: Path = PACKAGE) -> list[Card]:
-    """One for each method, by name; none where there is no auxiliary method."""
-    found = []
-    for field in sorted(path.parent for path in (package / "auxiliary").glob("*/__init__.py")):
-        for method in sorted(field.iterdir()):
-            module = method / "__init__.py" if method.is_dir() else method
-            if module.suffix != ".py" or method.name.startswith("_") or not module.is_file():
-                continue
-            docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
-            found.append(_card(field.name, method.stem, docstring.split("\n\n")[0], package.parent / "docs"))
-    return found
+def cards(docs: Path = DOCS) -> list[Card]:
+    """One for each method, by field and name."""
+    return [_card(method.field, method.name, method.summary, docs) for method in methods()]
 
 
 def _card(field: str, method: str, what: str, docs: Path) -> Card:
@@ -52,7 +45,7 @@ def _card(field: str, method: str, what: str, docs: Path) -> Card:
     ]
     return Card(
         f"{field}/{method}",
-        " ".join(what.split()),
+        what,
         example.group(1) if example else "",
         table.read_text(encoding="utf-8") if table.is_file() else "",
         pictures[0] if pictures else None,

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import DmkitError
-from . import demo, edit, erase, evaluate, invert, models, sample, tune
+from . import demo, edit, erase, evaluate, invert, methods, models, sample, tune
 from .app import app as serve
 
 # Of click or of Typer's own copy of it, by Typer's version.
@@ -49,6 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("models")(models.models)
+app.command("methods")(methods.methods)
 app.command("sample")(sample.sample)
 app.command("invert")(invert.invert)
 app.command("edit")(edit.edit)

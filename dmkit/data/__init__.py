@@ -18,9 +18,9 @@ import os
 from pathlib import Path
 
 from ..errors import MissingDataError, unknown_name
-from .dataset import DecodedPixels, ImageDataset
+from .dataset import DecodedPixels, ImageDataset, Rows
 
-__all__ = ["DecodedPixels", "ImageDataset", "load", "names"]
+__all__ = ["DecodedPixels", "ImageDataset", "Rows", "load", "names"]
 
 # name -> (module, function); a module is imported when its set is loaded.
 _NAMED = {

@@ -172,3 +172,26 @@ class ImageDataset(Dataset):
     def __repr__(self) -> str:
         shape = f"{self.channels}x{self.resolution}x{self.resolution}"
         return f"ImageDataset({self.name!r}, split={self.split!r}, {len(self)} images of {shape})"
+
+
+class Rows(Dataset):
+    """Columns of equal length as a data set: item k is a dict of the k-th row of each.
+
+    Args:
+        columns: tensors (N, ...) by name.
+
+    Raises:
+        ValueError: no column, or columns of different length.
+    """
+
+    def __init__(self, **columns: Tensor):
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"Columns of one length are needed, not {lengths}.")
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[index] for name, values in self.columns.items()}

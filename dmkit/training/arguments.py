@@ -18,6 +18,7 @@ from ..errors import FileFormatError, unknown_name
 # `piecewise_constant` needs rules that there is no argument for.
 SCHEDULES = [kind.value for kind in SchedulerType if kind.value != "piecewise_constant"]
 TRACKERS = ("none", "all", *LOGGER_TYPE_TO_CLASS)
+OPTIMIZERS = ("adamw", "sgd")
 
 
 def hint(text: str) -> dict[str, str]:
@@ -49,6 +50,9 @@ class TrainingArguments:
         default=1, metadata=hint("Restarts of cosine_with_restarts, which starts so many times.")
     )
     lr_power: float = field(default=1.0, metadata=hint("Power of polynomial."))
+    optimizer: str = field(default="adamw", metadata=hint("adamw or sgd."))
+    sgd_momentum: float = field(default=0.0, metadata=hint("SGD's momentum."))
+    sgd_weight_decay: float = field(default=0.0, metadata=hint("SGD's weight decay."))
     adam_beta1: float = field(default=0.95, metadata=hint("AdamW's beta1."))
     adam_beta2: float = field(default=0.999, metadata=hint("AdamW's beta2."))
     adam_weight_decay: float = field(default=1e-6, metadata=hint("AdamW's weight decay."))
@@ -104,6 +108,7 @@ class TrainingArguments:
         for name, known in (
             ("report_to", TRACKERS),
             ("lr_scheduler", SCHEDULES),
+            ("optimizer", OPTIMIZERS),
         ):
             if (value := getattr(self, name)) not in known:
                 raise unknown_name(f"--{name}", value, known)

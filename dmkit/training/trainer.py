@@ -72,6 +72,12 @@ class Task:
         trained = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
         return {"main": trained}
 
+    def parameter_groups(self, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+        """How a phase's parameters are grouped in its optimiser: all alike by default. A group may have an
+        `lr` or a `weight_decay` of its own.
+        """
+        return [{"params": parameters}]
+
     def learning_rates(self) -> dict[str, float]:
         """Learning rates of phases that have another one than `TrainingArguments.learning_rate`."""
         return {}
@@ -176,12 +182,10 @@ class Trainer:
         self.rule.prepare(accelerator)
         rates = task.learning_rates()
         self.optimizers = {
-            phase: torch.optim.AdamW(
-                [{"params": parameters}, *self.rule.parameter_groups()],
-                lr=rates.get(phase, arguments.learning_rate),
-                betas=(arguments.adam_beta1, arguments.adam_beta2),
-                weight_decay=arguments.adam_weight_decay,
-                eps=arguments.adam_epsilon,
+            phase: _optimizer(
+                [*task.parameter_groups(parameters), *self.rule.parameter_groups()],
+                rates.get(phase, arguments.learning_rate),
+                arguments,
             )
             for phase, parameters in self.parameters.items()
         }
@@ -318,7 +322,8 @@ class Trainer:
             self.rule.finish(accelerator, parameters, torch.Generator().manual_seed(seed))
             norm = self._clip(phase)
             report |= self._checked(phase, history, norm)
-            optimizer.step()
+            with self.rule.stepping(parameters):
+                optimizer.step()
             if not optimizer.step_was_skipped:  # by the fp16 loss scaler
                 self.schedules[phase].step()
             for other in self.optimizers.values():
@@ -403,6 +408,25 @@ class Trainer:
             with self.averaged() as modules:
                 save_into(self.output, lambda folder: self.task.save(folder, modules))
         self.accelerator.wait_for_everyone()
+
+
+def _optimizer(
+    groups: list[dict[str, Any]], learning_rate: float, arguments: TrainingArguments
+) -> torch.optim.Optimizer:
+    if arguments.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=learning_rate,
+            momentum=arguments.sgd_momentum,
+            weight_decay=arguments.sgd_weight_decay,
+        )
+    return torch.optim.AdamW(
+        groups,
+        lr=learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        weight_decay=arguments.adam_weight_decay,
+        eps=arguments.adam_epsilon,
+    )
 
 
 def _tracker_config(arguments: TrainingArguments) -> dict[str, Any]:

@@ -216,26 +216,20 @@ def test_files_are_gone_after_closing(unconditional, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_cards_of_auxiliary_methods(tmp_path):
-    package, docs = tmp_path / "dmkit", tmp_path / "docs"
-    field = package / "auxiliary" / "graphs"
-    for folder in (field, docs / "methods", docs / "results"):
+def test_cards_of_auxiliary_methods(tmp_path, monkeypatch):
+    from dmkit.app import neighbours
+    from dmkit.auxiliary import Method
+
+    docs = tmp_path / "docs"
+    for folder in (docs / "methods", docs / "results"):
         folder.mkdir(parents=True)
-    (field / "__init__.py").write_text("")
-    (field / "_helper.py").write_text('"""No method."""\n')
-    (field / "forward.py").write_text('"""Learns without\nbackward.\n\nMore.\n"""\n')
+    monkeypatch.setattr(neighbours, "methods", lambda: [Method("forward", "graphs", "Learns.")])
+    assert cards(docs) == [Card("graphs/forward", "Learns.")]
     (docs / "methods" / "forward.md").write_text("# F\n\n```python\nprint(1)\n```\n")
     (docs / "results" / "forward.md").write_text("| a |\n| --- |\n")
     (docs / "results" / "forward.png").write_bytes(b"")
-    expected = Card(
-        "graphs/forward",
-        "Learns without backward.",
-        "print(1)\n",
-        "| a |\n| --- |\n",
-        docs / "results" / "forward.png",
-    )
-    assert cards(package) == [expected]
-    assert cards(tmp_path / "none") == []
+    picture = docs / "results" / "forward.png"
+    assert cards(docs) == [Card("graphs/forward", "Learns.", "print(1)\n", "| a |\n| --- |\n", picture)]
 
 
 def test_launching_says_what_is_missing(monkeypatch, tmp_path):

@@ -7,7 +7,8 @@ trainer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class GradientRule:
 
     In each step the trainer asks `needs_each` once, then makes one call for each micro-batch, with losses
     already divided by the number of micro-batches: `backward_sum` with all losses of one forward pass, or
-    `collect` with one loss at a time. Then it calls `finish` once.
+    `collect` with one loss at a time. Then it calls `finish` once, clips, and steps inside `stepping`.
 
     Attributes:
         stateful: whether steps depend on steps before; such a rule serves one optimiser only.
@@ -66,6 +67,13 @@ class GradientRule:
         self, accelerator: Accelerator, parameters: Sequence[Parameter], generator: torch.Generator
     ) -> None:
         """Called after the last micro-batch, with a CPU generator that is the same on all processes."""
+
+    @contextmanager
+    def stepping(self, parameters: Sequence[Parameter]) -> Iterator[None]:
+        """Surrounds the optimiser's step, for rules about the change of the weights rather than the gradient:
+        momentum, Adam's scaling and weight decay all turn a gradient before it is applied.
+        """
+        yield
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must carry beyond the optimiser's state."""
