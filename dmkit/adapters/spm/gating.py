@@ -47,7 +47,6 @@ class Gates:
             strengths, images_per_prompt = torch.ones_like(strengths), 1
         self.strengths = strengths.repeat_interleave(images_per_prompt, dim=0)
         self.scale = 1.0
-        self._rows: dict[tuple[Any, ...], Tensor] = {}
 
     @property
     def by_row(self) -> bool:
@@ -59,23 +58,19 @@ class Gates:
         options = [value for name, value in kwargs.items() if name.endswith("attention_kwargs") and value]
         self.scale = float(options[0].get("scale", 1.0)) if options else 1.0
 
-    def rows(self, columns: tuple[int, ...], x: Tensor) -> Tensor:
-        """Strengths (B, len(columns)) of these adapters for the B samples of x, in its type.
+    def rows(self, columns: Sequence[int], batch: int) -> Tensor:
+        """Strengths (batch, len(columns)) of these adapters for the samples of a batch.
 
         Raises:
-            ValueError: B is no multiple of the prompts' images.
+            ValueError: the batch is no multiple of the prompts' images.
         """
-        key = (len(x), columns, self.scale, x.dtype, x.device)
-        if key not in self._rows:
-            copies, rest = divmod(len(x), len(self.strengths))
-            if rest or not copies:
-                raise ValueError(
-                    f"The denoiser got a batch of {len(x)}, which is no multiple of the prompts' "
-                    f"{len(self.strengths)} images. Give the prompts and num_images_per_prompt of this call."
-                )
-            chosen = self.strengths[:, list(columns)].repeat(copies, 1) * self.scale
-            self._rows[key] = chosen.to(x.device, x.dtype)
-        return self._rows[key]
+        copies, rest = divmod(batch, len(self.strengths))
+        if rest or not copies:
+            raise ValueError(
+                f"The denoiser got a batch of {batch}, which is no multiple of the prompts' "
+                f"{len(self.strengths)} images. Give the prompts and num_images_per_prompt of this call."
+            )
+        return self.strengths[:, list(columns)].repeat(copies, 1) * self.scale
 
 
 class GatedLayer:
@@ -105,7 +100,8 @@ class GatedLayer:
         self.down, self.up = torch.cat(downs), torch.cat(ups, dim=1)
         if self.down.is_meta:
             raise ValueError("The denoiser is offloaded layer by layer, which gates cannot follow.")
-        self.columns, self.gates = tuple(columns), gates
+        self.columns, self.gates = columns, gates
+        self._kept: tuple[Any, Tensor | None, Tensor] = (None, None, self.up)
         self.base = layer.get_base_layer()
         # PEFT's forward costs as much as a small layer; somebody else's may move weights.
         needed = others or "forward" in vars(layer)
@@ -121,6 +117,28 @@ class GatedLayer:
         update = self.up.flatten(1) @ self.down.flatten(1)
         return torch.add(weight.detach(), update.to(weight.device, weight.dtype).view_as(weight))
 
+    def _gates(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+        """γ of the samples of x, (B, 1, …, k) or (B, k, 1, 1) by the layer's kind, or None where it is in U;
+        and Uᵀ (k, out). A single row of Uᵀ takes γ in, with the output's dimensions. All of it is the same
+        from step to step, so it is kept.
+        """
+        key = (len(x), self.gates.scale)
+        if self._kept[0] != key or self._kept[2].device != x.device:
+            up = self.up.flatten(1).T.to(x.device, dtype)
+            gates = self.gates.rows(self.columns, len(x)).to(x.device, dtype) if self.gates.by_row else None
+            if len(up) == 1:
+                gates, up = None, up if gates is None else gates * up
+            inner = (1,) * (x.ndim - 2)
+            if self.down.ndim > 2:
+                gates = None if gates is None else gates[:, :, None, None]
+                up = up[:, :, None, None] if len(self.down) == 1 else up
+            elif len(self.down) == 1:
+                up = up.view(len(up), *inner, -1)
+            else:
+                gates = None if gates is None else gates.view(len(x), *inner, -1)
+            self._kept = (key, gates, up)
+        return self._kept[1:]
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.merged is not None and not self.gates.by_row and self.merged.device == x.device:
             if self.merged.ndim == 2:
@@ -128,19 +146,22 @@ class GatedLayer:
             return self.base._conv_forward(x, self.merged, self.base.bias)
         output = self.inner(x, *args, **kwargs)
         if self.down.device != x.device:
-            self.down, self.up = self.down.to(x.device), self.up.to(x.device)
+            self.down = self.down.to(x.device)
+        gates, up = self._gates(x, output.dtype)
         x = x.to(self.down.dtype)
         if self.down.ndim == 2:
             h = F.linear(x, self.down)
-            if self.gates.by_row:
-                h = h * self.gates.rows(self.columns, x).view(len(x), *[1] * (x.ndim - 2), -1)
-            # In place: what the base layer has just made is nobody else's.
-            h, up = h.flatten(0, -2).to(output.dtype), self.up.T.to(output.dtype)
-            return output.flatten(0, -2).addmm_(h, up).view(output.shape)
-        h = F.conv2d(x, self.down, None, self.base.stride, self.base.padding, self.base.dilation)
-        if self.gates.by_row:
-            h = h * self.gates.rows(self.columns, x)[:, :, None, None]
-        return output.add_(F.conv2d(h, self.up).to(output.dtype))
+        else:
+            h = F.conv2d(x, self.down, None, self.base.stride, self.base.padding, self.base.dilation)
+        h = h.to(output.dtype)
+        # In place below: what the base layer has just made is nobody else's.
+        if len(self.down) == 1:
+            return output.addcmul_(h, up)
+        if gates is not None:
+            h = h * gates
+        if self.down.ndim == 2:
+            return output.flatten(0, -2).addmm_(h.flatten(0, -2), up).view(output.shape)
+        return output.add_(F.conv2d(h, up.T[:, :, None, None]))
 
 
 def _owner(layer: nn.Module) -> Any:
@@ -166,14 +187,15 @@ def gated(
         ValueError: gates within gates; in the denoiser's call, a batch that is no multiple of the prompts'
             images.
     """
-    if any(isinstance(_owner(layer), GatedLayer) for layer in lora_layers(model).values()):
+    wrapped = lora_layers(model).values()
+    if any(isinstance(_owner(layer), GatedLayer) for layer in wrapped):
         raise ValueError("The SPMs are open for other prompts already: one transport may not hold another.")
     active = active_adapters(model)
     names = [name for name in strengths if name in active]
     others = [name for name in active if name not in names]
     layers = [
         layer
-        for layer in lora_layers(model).values()
+        for layer in wrapped
         if not layer.disable_adapters and any(name in layer.lora_A for name in names)
     ]
     if not layers:

@@ -130,7 +130,7 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 def active_adapters(model: nn.Module) -> list[str]:
     """The adapters that are switched on; PEFT keeps this list in each layer, and all have the same."""
-    first = next(iter(lora_layers(model).values()), None)
+    first = next((module for module in model.modules() if isinstance(module, LoraLayer)), None)
     return [] if first is None else list(first.active_adapters)
 
 

@@ -40,6 +40,9 @@ from .layers import (
 from .transport import Texts, content_tokens, permeability
 from .weights import SPMMetadata, SPMWeights, from_model, into_model, resolve
 
+# Arguments of a call that change what a prompt is encoded to, or bring its encoding along.
+REENCODING = {"prompt_embeds", "clip_skip", "cross_attention_kwargs", "ip_adapter_image"}
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -115,7 +118,7 @@ class SPM:
         if targets is not None:
             weights = replace(weights, metadata=replace(weights.metadata, targets=targets))  # type: ignore[arg-type]
         resolved = resolve(weights, self.denoiser)
-        concepts = self._texts(resolved.metadata.targets) if resolved.metadata.targets else None
+        concepts = self._encode(resolved.metadata.targets)[0] if resolved.metadata.targets else None
         into_model(self.denoiser, adapter_name, resolved)
         self._loaded[adapter_name] = _Loaded(resolved.metadata, resolved.header, concepts)
 
@@ -225,7 +228,7 @@ class SPM:
         Raises:
             ValueError: an SPM without targets, an unknown score, or targets without tokens to match.
         """
-        return self._permeability(list(self.metadata), prompts, score)
+        return self._permeability(list(self.metadata), prompts, score)[0]
 
     @contextmanager
     def transport(
@@ -250,19 +253,26 @@ class SPM:
             ValueError: an SPM without targets, an unknown mode or score, SPMs or LoRAs that are fused, fused
                 QKV projections.
         """
-        if permeability not in MODES:
-            raise unknown_name("permeability", permeability, MODES)
+        gammas, _ = self._open(prompts, permeability, score)
+        with gated(self.denoiser, gammas, num_images_per_prompt, permeability):
+            yield gammas
+
+    def _open(
+        self, prompts: str | Sequence[str], mode: str, score: str
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """γ of each prompt by active SPM, after all checks, and what the prompts were encoded to."""
+        if mode not in MODES:
+            raise unknown_name("permeability", mode, MODES)
         # A LoRA that the user has fused is no obstacle.
         merged = {name for layer in lora_layers(self.denoiser).values() for name in layer.merged_adapters}
-        if self._fused or merged & set(self.metadata):
+        known = self.metadata
+        if self._fused or merged & set(known):
             raise ValueError(
                 "The SPMs are fused into the weights, where no prompt can close them; unfuse first."
             )
         check_separate_qkv(self.denoiser)
         active = active_adapters(self.denoiser)
-        gammas = self._permeability([name for name in self.metadata if name in active], prompts, score)
-        with gated(self.denoiser, gammas, num_images_per_prompt, permeability):
-            yield gammas
+        return self._permeability([name for name in known if name in active], prompts, score)
 
     def __call__(
         self,
@@ -290,23 +300,25 @@ class SPM:
         Raises:
             ValueError: as `transport`; no text with transport on.
         """
-        check_separate_qkv(self.denoiser)
-
-        def images() -> Any:
-            return self.pipe(prompt, *args, num_images_per_prompt=num_images_per_prompt, **arguments)
-
+        arguments["num_images_per_prompt"] = num_images_per_prompt
         if not facilitated_transport:
-            return images()
+            check_separate_qkv(self.denoiser)
+            return self.pipe(prompt, *args, **arguments)
         if prompt is None:
             raise ValueError(
                 "Facilitated transport reads the prompt's text: give prompt, or facilitated_transport=False."
             )
-        with self.transport(prompt, num_images_per_prompt, permeability=permeability, score=score):
-            return images()
+        gammas, encoded = self._open(prompt, permeability, score)
+        # Where a prompt is one tensor to the pipeline, and nothing asks for another encoding, it need not be
+        # encoded twice.
+        if len(encoded) == 2 and not REENCODING & arguments.keys():
+            prompt, arguments["prompt_embeds"] = None, encoded[0]
+        with gated(self.denoiser, gammas, num_images_per_prompt, permeability):
+            return self.pipe(prompt, *args, **arguments)
 
     def _permeability(
         self, names: Sequence[str], prompts: str | Sequence[str], score: str
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         for name in names:
             if self._loaded[name].concepts is None:
                 raise ValueError(
@@ -314,19 +326,21 @@ class SPM:
                     "facilitated_transport=False."
                 )
         if not names:
-            return {}
+            return {}, ()
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise ValueError("Facilitated transport needs at least one prompt.")
-        texts = self._texts(prompts)
-        return {name: permeability(texts, self._loaded[name].concepts, score) for name in names}  # type: ignore[arg-type]
+        texts, encoded = self._encode(prompts)
+        gammas = {name: permeability(texts, self._loaded[name].concepts, score) for name in names}  # type: ignore[arg-type]
+        return gammas, encoded
 
     @torch.no_grad()
-    def _texts(self, texts: Sequence[str]) -> Texts:
+    def _encode(self, texts: Sequence[str]) -> tuple[Texts, tuple[Tensor, ...]]:
+        """Texts as the scores see them, and all that the pipeline's `encode_prompt` makes of them."""
         options = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         encode, device = self.pipe.encode_prompt, self.pipe._execution_device
         encoded = encode(prompt=list(texts), **accepted(encode, {**options, "device": device}))
-        return Texts(tuple(texts), encoded[0], content_tokens(self.pipe.tokenizer, texts))
+        return Texts(tuple(texts), encoded[0], content_tokens(self.pipe.tokenizer, texts)), encoded
 
     def _check_known(self, *names: str) -> None:
         for name in names:
