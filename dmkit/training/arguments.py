@@ -19,6 +19,7 @@ from ..errors import FileFormatError, unknown_name
 SCHEDULES = [kind.value for kind in SchedulerType if kind.value != "piecewise_constant"]
 TRACKERS = ("none", "all", *LOGGER_TYPE_TO_CLASS)
 OPTIMIZERS = ("adamw", "sgd")
+COMM_HOOKS = ("none", "ef21", "topk")
 
 
 def hint(text: str) -> dict[str, str]:
@@ -63,6 +64,19 @@ class TrainingArguments:
     ema_power: float = field(default=0.75, metadata=hint("EMA warm-up's power."))
     ema_max_decay: float = field(default=0.9999, metadata=hint("Largest EMA decay."))
     mixed_precision: str = field(default="no", metadata=hint("no, fp16 or bf16."))
+    comm_hook: str = field(
+        default="none",
+        metadata=hint(
+            "What processes send: none (whole gradients), ef21, or topk (it without error feedback)."
+        ),
+    )
+    comm_ratio: float = field(
+        default=0.01,
+        metadata={**hint("Share of a parameter's gradient that ef21 and topk send."), "aliases": ["--topk"]},
+    )
+    comm_start_iter: int = field(
+        default=2, metadata=hint("Steps with whole gradients before ef21 and topk start.")
+    )
     report_to: str = field(default="tensorboard", metadata=hint("A tracker of Accelerate, or none."))
     logging_dir: str = field(default="logs", metadata=hint("Folder of the trackers, inside output_dir."))
     logging_steps: int = field(default=10, metadata=hint("Steps between two entries in the tracker."))
@@ -84,6 +98,7 @@ class TrainingArguments:
             "gradient_accumulation_steps": 1,
             "num_epochs": 1,
             "logging_steps": 1,
+            "comm_start_iter": 1,
         }
         at_least |= dict.fromkeys(
             [
@@ -105,10 +120,13 @@ class TrainingArguments:
             raise ValueError(f"--max_train_steps is {self.max_train_steps}; it must be at least 1.")
         if not self.learning_rate > 0:
             raise ValueError(f"--learning_rate is {self.learning_rate}; it must be positive.")
+        if not 0 < self.comm_ratio <= 1:
+            raise ValueError(f"--comm_ratio is {self.comm_ratio}; it must be in (0, 1].")
         for name, known in (
             ("report_to", TRACKERS),
             ("lr_scheduler", SCHEDULES),
             ("optimizer", OPTIMIZERS),
+            ("comm_hook", COMM_HOOKS),
         ):
             if (value := getattr(self, name)) not in known:
                 raise unknown_name(f"--{name}", value, known)

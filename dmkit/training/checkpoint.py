@@ -5,6 +5,7 @@
         unet_ema/                 its averaged weights, the same way
         optimizer-main.safetensors
         rule.safetensors          the gradient rule's state, if it has one
+        communication/            each process's memory of gradients, if they are sent compressed
         state.json                step, schedules, optimiser hyper-parameters, EMA counters
 
 Data order and random draws are functions of (seed, step), so a checkpoint carries no generator state.
@@ -37,6 +38,7 @@ from .._files import (
 )
 from ..errors import FileFormatError, MissingDataError
 from .arguments import TrainingArguments
+from .communication.registration import FOLDER as COMMUNICATION
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -67,6 +69,9 @@ EXACTNESS = (
     "ema_power",
     "ema_max_decay",
     "mixed_precision",
+    "comm_hook",
+    "comm_ratio",
+    "comm_start_iter",
 )
 
 
@@ -106,6 +111,7 @@ def find_checkpoint(output: Path, wanted: str | None) -> Path | None:
 def save_checkpoint(trainer: Trainer) -> None:
     """Writes `checkpoint-{step}` atomically and drops the oldest beyond `checkpoints_total_limit`."""
     accelerator, arguments = trainer.accelerator, trainer.arguments
+    memories = trainer.communication.write(trainer.output, trainer.step)
     if accelerator.is_main_process:
         modules = trainer.unwrapped()
         with atomic_folder(trainer.output / f"checkpoint-{trainer.step}") as folder:
@@ -120,6 +126,8 @@ def save_checkpoint(trainer: Trainer) -> None:
                     averaged[name].save_pretrained(folder / f"{name}_ema")  # type: ignore[operator]
             if trainer.rule.stateful:
                 save_file(trainer.rule.state_dict(), str(folder / RULE))
+            if memories is not None:
+                os.replace(memories, folder / COMMUNICATION)
             save_json(
                 folder / "state.json",
                 {
@@ -128,6 +136,7 @@ def save_checkpoint(trainer: Trainer) -> None:
                     "processes": accelerator.num_processes,
                     "arguments": {key: getattr(arguments, key) for key in EXACTNESS},
                     "settings": _settings(trainer),
+                    "communication": trainer.communication.counters(),
                     "optimizers": optimizers,
                     "schedules": {phase: _json_state(s) for phase, s in trainer.schedules.items()},
                     "ema": {name: ema.optimization_step for name, ema in trainer.ema.items()},
@@ -194,6 +203,7 @@ def _restore(trainer: Trainer, folder: Path, state: dict[str, Any]) -> None:
         trainer.schedules[phase].load_state_dict(state["schedules"][phase])
     if trainer.rule.stateful:
         trainer.rule.load_state_dict(load_tensors(folder / RULE))
+    trainer.communication.read(folder, state["processes"], state.get("communication", {}))
     if trainer.accelerator.scaler and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.step = state["step"]

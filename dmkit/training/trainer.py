@@ -8,6 +8,7 @@ that are not finite.
 
 from __future__ import annotations
 
+import atexit
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from .._files import sweep_unfinished
 from ..errors import TrainingError
 from .arguments import TrainingArguments
 from .checkpoint import checkpoints, find_checkpoint, load_checkpoint, save_checkpoint, save_into, step_of
+from .communication import Communication
 from .randomness import DataOrder, Draws, derive_seed
 from .rules import FunctionRule, GradientRule, sum_losses
 
@@ -203,6 +205,7 @@ class Trainer:
         for name, module in task.modules.items():
             module.train()
             task.modules[name] = accelerator.prepare(module)
+        self.communication = Communication(accelerator, task.modules, self.rule, arguments)
         for phase, optimizer in self.optimizers.items():
             self.optimizers[phase] = accelerator.prepare(optimizer)
         self.ema = {}
@@ -280,11 +283,14 @@ class Trainer:
             bar.set_postfix({**losses, "img/s": rate}, refresh=False)
             if self.step % arguments.logging_steps == 0 or self.step == self.max_steps:
                 rates = {f"lr/{phase}": s.get_last_lr()[0] for phase, s in self.schedules.items()}
-                accelerator.log({**losses, **rates, "images_per_second": rate}, step=self.step)
+                values = {**losses, **rates, "images_per_second": rate, **self.communication.figures()}
+                accelerator.log(values, step=self.step)
             self._periodic()
         bar.close()
         self.save()
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        atexit.register(_leave)  # not now: a method may have several trainings
         return losses
 
     def _optimiser_step(self, batches: Iterator[Any]) -> dict[str, float]:
@@ -408,6 +414,12 @@ class Trainer:
             with self.averaged() as modules:
                 save_into(self.output, lambda folder: self.task.save(folder, modules))
         self.accelerator.wait_for_everyone()
+
+
+def _leave() -> None:
+    """Takes this process out of its group, which backends that still communicate ask for."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _optimizer(
