@@ -12,5 +12,6 @@ __all__, __getattr__ = exports(
         "spm.files": ("read_spm", "save_spm"),
         "spm.merging": ("merge_spms",),
         "spm.pipeline": ("SPM",),
+        "spm.modular": ("ModularSPM", "TransportedDenoising"),
     },
 )

@@ -9,7 +9,10 @@ from typing import Any
 from .. import attention
 from .._lazy import exports
 
-_own, _read = exports(__name__, {"nasa": ("NASA",), "guider": ("NegativeAwaySteer",)})
+_own, _read = exports(
+    __name__,
+    {"nasa": ("NASA",), "guider": ("NegativeAwaySteer",), "modular": ("SteeredDenoising",)},
+)
 __all__ = sorted([*_own, *attention.__all__])
 
 
