@@ -8,6 +8,7 @@ from .base import FunctionRule, GradientRule, sum_losses
 from .gram import GramRule
 from .nash import NashMTL, nash_weights
 from .pcgrad import PCGrad, pcgrad_weights
+from .projection import SubspaceProjection
 from .uncertainty import UncertaintyWeighting
 
 RULES = ("sum", "uw", "pcgrad", "nash")
@@ -44,6 +45,7 @@ __all__ = [
     "GramRule",
     "NashMTL",
     "PCGrad",
+    "SubspaceProjection",
     "UncertaintyWeighting",
     "build_rule",
     "nash_weights",
