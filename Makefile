@@ -4,13 +4,14 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: app demo test lint bench data clean help
+.PHONY: app demo test lint docs bench data clean help
 
 help:
 	@echo "make app    the demo in the browser"
 	@echo "make demo   sample and invert with the shipped model; pictures in outputs/demo/"
 	@echo "make test   the test suite"
 	@echo "make lint   ruff, mypy, import rules"
+	@echo "make docs   the documentation as a site, in site/"
 	@echo "make bench  measure the tables of docs/results again, into outputs/results (hours)"
 	@echo "make data   fetch the data sets that training and benchmarks need"
 
@@ -31,6 +32,10 @@ $(VENV)/.developer: $(VENV)/.user
 	$(PIP) -e '.[metrics,app,dev]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.user
+	$(PIP) -e '.[docs]'
+	@touch $@
+
 app: $(VENV)/.app
 	$(PY) app.py
 
@@ -46,6 +51,9 @@ lint: $(VENV)/.developer
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+docs: $(VENV)/.docs
+	$(VENV)/bin/mkdocs build --strict
+
 data: $(VENV)/.developer
 	$(PY) -m dmkit.data.fetch
 
@@ -53,4 +61,4 @@ bench: data
 	DMKIT_RESULTS=outputs/results $(PY) benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,15 +1,6 @@
-import re
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs" / "app.md"
-
-
-def test_the_example_runs(execute, capsys):
-    (example,) = re.findall(
-        r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    execute(example)
-    assert "pipe = dmkit.zoo.load('emoji')" in capsys.readouterr().out
 
 
 def test_every_option_of_the_command_is_there():

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import diffusers
 import pytest
@@ -310,9 +309,3 @@ def test_unit_variance_latents_are_always_at_the_upper_edge_and_need_an_opt_in()
     with pytest.warns(UserWarning, match="States are not shifted") as caught:
         assert run() == []
     assert len(caught) == 1
-
-
-def test_the_method_page_s_example_runs(tiny_pipeline):
-    page = Path(__file__).parents[2] / "docs" / "methods" / "time_shift.md"
-    code = page.read_text(encoding="utf-8").split("```python\n", 1)[1].split("```", 1)[0]
-    exec(compile(code.replace('"path/to/model"', repr(str(tiny_pipeline))), "example", "exec"), {})
