@@ -88,10 +88,10 @@ def nasa() -> Image.Image:
     """Four steps without guidance, at growing scales of NASA."""
     pipe = load("nasa")
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    things = ["a car", "a balloon", "an apple", "a heart", "a flower", "a book"]
+    red = [f"a red {thing.split()[1]}" for thing in things]
     found = [
-        pipe(
-            ["a car"] * COUNT, "a red car", nasa_scale=scale, num_inference_steps=4, generator=draws()
-        ).images
+        pipe(things, red, nasa_scale=scale, num_inference_steps=4, generator=draws()).images
         for scale in (0.0, 0.2, 0.4)
     ]
     return rows(*found)
