@@ -15,16 +15,15 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from .. import shipped
 from ..errors import MissingExtraError
 
 UPLOAD_LIMIT = "64mb"
 
 
 def adapter_roots(given: str | Path | None = None) -> list[Path]:
-    """Folders with adapters: the given one, else `adapters/` here and beside the package."""
-    candidates = (
-        [Path(given)] if given is not None else [Path("adapters"), Path(__file__).parents[2] / "adapters"]
-    )
+    """Folders with adapters: the given one, else `adapters/` here and the shipped ones."""
+    candidates = [Path(given)] if given is not None else [Path("adapters"), Path(shipped.path("adapters"))]
     return [folder for folder in candidates if folder.is_dir()]
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .. import shipped
 from ..errors import FileFormatError
 from ..records import provenance
 from ..schedulers.registry import build
@@ -125,6 +126,7 @@ def erase(
     code = script(
         "from functools import partial",
         store.opening(model),
+        "from dmkit import shipped" if any(shown_path(p).startswith("shipped.") for p, _ in adapters) else [],
         "from dmkit.adapters import SPM",
         "from dmkit.sampling import generate",
         "from dmkit.schedulers.registry import build",
@@ -135,7 +137,7 @@ def erase(
         'made = {"before": draw(prompt=texts)}',
         "spm = SPM(pipe)",
         [
-            f"spm.load_spm_weights({shown_path(path)!r}, {name!r})"
+            f"spm.load_spm_weights({shown_path(path)}, {name!r})"
             for (path, _), name in zip(adapters, names, strict=True)
         ],
         f"spm.set_adapters({names!r}, {factors!r})",
@@ -162,6 +164,9 @@ def erase(
 
 
 def shown_path(path: Path) -> str:
-    """A path as the code names it: `adapters/NAME/FILE` for what ships, the name alone for an upload."""
+    """A path as Python text: found through the package for what ships, the name alone for an upload."""
+    path = path.resolve()
+    if path.is_relative_to(shipped.HOME.resolve() / "adapters"):
+        return f"shipped.path({path.relative_to(shipped.HOME.resolve()).as_posix()!r})"
     parts = path.parts
-    return str(Path(*parts[-3:])) if "adapters" in parts[-3:-2] else path.name
+    return repr(str(Path(*parts[-3:])) if "adapters" in parts[-3:-2] else path.name)

@@ -2,12 +2,13 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from dmkit import zoo
+from dmkit import shipped, zoo
 from dmkit.adapters import read_spm, save_spm
 from dmkit.app import edit, erase, one_step, sample
 from dmkit.app.jobs import Cancelled, Job, Progress
@@ -135,8 +136,16 @@ def test_erase_shows_its_code_and_leaves_the_model_alone(
     assert dict(((p), g) for _, p, g in outcome.extra)["a heart"] == pytest.approx(1)
     assert not torch.equal(outcome.images["a heart, before"], outcome.images["a heart, after"])
     (tmp_path / "heart.safetensors").write_bytes(file.read_bytes())
-    code = outcome.code.replace(repr(erase.shown_path(file)), "'heart.safetensors'")
+    code = outcome.code.replace(erase.shown_path(file), "'heart.safetensors'")
     same(outcome, execute(code))
+
+
+def test_erase_with_a_shipped_adapter_shows_code_that_runs_anywhere(store, job, execute, same):
+    file = Path(shipped.path("adapters/heart/heart.safetensors"))
+    options = {"prompt": "a heart", "steps": 2, "num_images": 1}
+    outcome = erase.erase(store, job, model="emoji", adapters=[(file, 1.0)], **options)
+    assert "shipped.path('adapters/heart/heart.safetensors')" in outcome.code
+    same(outcome, execute(outcome.code))
 
 
 def test_erase_stops_and_leaves_the_model_alone(store, adapters, weights_of):
