@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def number(what: str, value: Any, bounds: tuple[float, float]) -> float:
     """
     least, most = bounds
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or not least <= value <= most:
+    if not good or not least <= value <= most:  # which NaN is not
         raise ValueError(f"{what} must be a number from {least:g} to {most:g}, not {_short(value)}.")
     return float(value)
 
@@ -42,7 +41,7 @@ def whole(what: str, value: Any, bounds: tuple[int, int]) -> int:
     """
     least, most = bounds
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or value != int(value) or not least <= value <= most:
+    if not good or not least <= value <= most or value != int(value):
         raise ValueError(f"{what} must be a whole number from {least} to {most}, not {_short(value)}.")
     return int(value)
 
