@@ -50,7 +50,7 @@ def train(context: typer.Context) -> None:
 
     Examples:
 
-        dmkit erase train --config scripts/recipes/spm-emoji.yaml --target "a heart"
+        dmkit erase train --config scripts/recipes/spm-emoji.yaml --target heart
 
         dmkit erase train --method uce --pretrained_model_name_or_path emoji --target "a heart"
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from dmkit import zoo
 from dmkit.adapters import read_spm
+from dmkit.adapters.erasing import configure
 from dmkit.adapters.erasing.anchors import PromptAnchors
 from dmkit.adapters.erasing.configure import ErasingArguments, ErasingTrainingArguments, erase, parse
 from dmkit.adapters.erasing.latents import PartialDenoising
@@ -213,9 +214,33 @@ def test_batch_sizes_that_contradict(tmp_path, model):
     assert not (tmp_path / "out").exists()
 
 
+def test_templates_are_trained_on_and_the_concept_opens(tmp_path, monkeypatch, model):
+    arguments = ErasingArguments(
+        pretrained_model_name_or_path=str(model),
+        target=["heart"],
+        surrogate="cat",
+        templates=["a {}", "a red {}"],
+        adapter_name="heart",
+        max_denoising_steps=2,
+    )
+    tasks = []
+    monkeypatch.setattr(configure, "Trainer", lambda task, *rest: tasks.append(task) or Trainer(task, *rest))
+    erase(arguments, ErasingTrainingArguments(output_dir=str(tmp_path), **{**QUICK, "max_train_steps": 1}))
+    trained = [(prompt.target, prompt.neutral) for prompt in tasks[0].prompts]
+    assert trained == [("a heart", "a cat"), ("a red heart", "a red cat")]
+    metadata = read_spm(tmp_path / "heart.safetensors").metadata
+    assert (metadata.targets, metadata.surrogate) == (("heart",), "cat")
+
+
+@pytest.mark.parametrize("templates", [["a heart"], ["{} and {}"], []])
+def test_templates_without_a_place_for_the_concept(templates):
+    with pytest.raises(ValueError, match=r"should have one \{\}, where the concept goes"):
+        ErasingArguments(pretrained_model_name_or_path="emoji", target=["heart"], templates=templates)
+
+
 def test_the_recipe_is_read():
-    arguments, training = parse(["--config", str(RECIPES / "spm-emoji.yaml"), "--target", "a heart"], "Test.")
-    assert arguments.target == ["a heart"]
+    arguments, training = parse(["--config", str(RECIPES / "spm-emoji.yaml"), "--target", "heart"], "Test.")
+    assert arguments.target == ["heart"]
     assert training.train_batch_size == 4
 
 

@@ -46,6 +46,10 @@ class ErasingArguments:
     )
     target: list[str] = field(default_factory=list, metadata=hint("Concepts to erase, all at once."))
     surrogate: str = field(default="", metadata=hint("What is put in their place; nothing if empty."))
+    templates: list[str] = field(
+        default_factory=lambda: ["{}"],
+        metadata=hint("Prompts to train on; {} is the concept. Not used by uce."),
+    )
     prompts_file: str | None = field(
         default=None, metadata=hint("A prompts.yaml of SPM's released code, in place of --target.")
     )
@@ -89,6 +93,8 @@ class ErasingArguments:
             raise ValueError("Give --pretrained_model_name_or_path.")
         if bool(self.target) == (self.prompts_file is not None):
             raise ValueError("Give either --target or --prompts_file.")
+        if wrong := [template for template in self.templates or [""] if template.count("{}") != 1]:
+            raise ValueError(f"{wrong[0]!r} of --templates should have one {{}}, where the concept goes.")
         self.alpha = self.alpha or float(self.rank)
         if self.surrogate and self.surrogate in self.target:
             raise ValueError(f"{self.surrogate!r} cannot take its own place.")
@@ -169,7 +175,8 @@ def erase(arguments: ErasingArguments, training: ErasingTrainingArguments) -> No
         TrainingError: as `Trainer.train`.
     """
     prompts, training = _prompts(arguments, training)
-    kept, dropped = without_targets(arguments.anchor_prompts, [prompt.target for prompt in prompts])
+    concepts = arguments.target or [prompt.target for prompt in prompts]
+    kept, dropped = without_targets(arguments.anchor_prompts, concepts)
     if dropped:
         logger.warning("Not anchored, since they hold a target: %s.", "; ".join(dropped))
     arguments = replace(arguments, anchor_prompts=kept)
@@ -178,12 +185,13 @@ def erase(arguments: ErasingArguments, training: ErasingTrainingArguments) -> No
     if getattr(pipe, "tokenizer", None) is None or not hasattr(pipe, "encode_prompt"):
         raise ValueError(f"{type(pipe).__name__} takes no prompts; erasing needs a text-to-image model.")
     if arguments.method == "uce":
-        surrogates = {prompt.neutral or "" for prompt in prompts}
+        neutral = [prompt.neutral or "" for prompt in prompts]
+        surrogates = {arguments.surrogate} if arguments.target else set(neutral)
         if len(surrogates) > 1:
             raise ValueError("uce takes one surrogate for all targets.")
         uce.edit(
             pipe,
-            [prompt.target for prompt in prompts],
+            concepts,
             surrogates.pop(),
             preserve=arguments.anchor_prompts,
             regularisation=arguments.uce_regularisation,
@@ -219,8 +227,8 @@ def _prompts(
     size = training.train_batch_size
     return [
         ErasePrompt(
-            target,
-            neutral=arguments.surrogate,
+            template.replace("{}", target),
+            neutral=arguments.surrogate and template.replace("{}", arguments.surrogate),
             action=arguments.action,
             guidance_scale=arguments.erasing_scale,
             resolution=arguments.resolution,
@@ -230,6 +238,7 @@ def _prompts(
             sampling_batch_size=arguments.sampling_batch_size or 4 * size,
         )
         for target in arguments.target
+        for template in arguments.templates
     ], training
 
 
@@ -262,6 +271,9 @@ def _task(
         anchor_unconditional=arguments.anchor_unconditional,
         samples=samples,
         metadata=SPMMetadata(
+            # The concepts open it, not the prompts that it is trained on.
+            targets=tuple(arguments.target),
+            surrogate=arguments.surrogate,
             base_model=arguments.pretrained_model_name_or_path,
             iterations=training.max_train_steps,
             seed=training.seed,

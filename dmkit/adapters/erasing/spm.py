@@ -38,7 +38,8 @@ class SPMTask(ErasingTask):
         anchor_unconditional: the unconditional prompt is one more anchor. (The released code has it in place
             of half the anchors, by a slip in the order of its batch.)
         samples: what the tracker's picture shows.
-        metadata: what else the file should say of the training (`base_model`, `iterations`, `seed`).
+        metadata: what else the file should say of the training (`base_model`, `iterations`, `seed`), and what
+            opens it (`targets`) where that is not the prompts' targets.
 
     Raises:
         ValueError: as `ErasingTask` and `dmkit.adapters.spm.layers.inject`.
@@ -70,11 +71,11 @@ class SPMTask(ErasingTask):
             samples=samples,
         )
         self.name, self.rank, self.alpha = name, rank, alpha
-        first = self.prompts[0]
+        first, given = self.prompts[0], metadata or SPMMetadata()
         self.metadata = replace(
-            metadata or SPMMetadata(),
-            targets=tuple(dict.fromkeys(prompt.target for prompt in self.prompts)),
-            surrogate=first.neutral or "",
+            given,
+            targets=given.targets or tuple(dict.fromkeys(prompt.target for prompt in self.prompts)),
+            surrogate=given.surrogate or first.neutral or "",
             eta=first.guidance_scale,
             anchoring=first.la_strength if first.anchored else 0.0,
         )
