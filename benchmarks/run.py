@@ -20,6 +20,8 @@ ORDER = (
     "training_latents",
     "emoji_erasing",
     "snoopi_controlled",
+    "bt2",
+    "ibcl",
     "render",
 )
 
