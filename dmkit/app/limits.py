@@ -76,6 +76,19 @@ def choice(what: str, value: Any, known: Iterable[str]) -> str:
     return value
 
 
+def listed(what: str, value: Any) -> list[Any]:
+    """A list; None is an empty one.
+
+    Raises:
+        ValueError: anything else; the message names `what`.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{what} must be a list, not {_short(value)}.")
+    return list(value)
+
+
 def pixels(height: int, width: int, images: int) -> None:
     """Refuses a run that makes too much.
 

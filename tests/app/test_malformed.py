@@ -142,3 +142,21 @@ def test_the_good_calls_are_good(store, adapters, tmp_path):
 def test_no_path_is_made_of_a_wrong_type(value, tmp_path):
     with pytest.raises(ValueError, match="not one that was uploaded"):
         limits.inside(value, [tmp_path])
+
+
+@pytest.mark.parametrize("value", ["heart", b"heart", 7, True, {"heart": 1}, NAN])
+def test_adapters_come_as_lists(value, adapters, tmp_path):
+    pytest.importorskip("gradio", reason="the demo needs the extra app")
+    from dmkit.app.page.erase import chosen_files
+    from dmkit.app.page.parts import Desk
+    from dmkit.app.train import Trainings
+
+    desk = Desk(None, Trainings(tmp_path), [adapters])
+    assert [path.stem for path in chosen_files(desk, ["heart"], None)] == ["heart"]
+    with pytest.raises(ValueError, match="The adapters must be a list, not "):
+        chosen_files(desk, value, None)
+    with pytest.raises(ValueError, match="Your adapters must be a list, not "):
+        chosen_files(desk, [], value)
+    with pytest.raises(ValueError, match="Unknown adapter"):
+        chosen_files(desk, [[value]], None)
+    desk.close()

@@ -29,15 +29,21 @@ from .parts import (
 BARS = {"adapter": str, "prompt": str, "permeability": float}
 
 
-def chosen_files(desk: Desk, names: list[str] | None, files: list[str] | None) -> list[Path]:
+def chosen_files(desk: Desk, names: Any, files: Any) -> list[Path]:
     """The adapters that were chosen, the shipped ones first, each in an allowed place.
 
+    Args:
+        desk: has the shipped ones and the uploads.
+        names: a list of names of shipped ones, or None.
+        files: a list of paths of uploaded ones, or None.
+
     Raises:
-        ValueError: none, too many, an unknown name, or a file from elsewhere.
+        ValueError: no list, too many, an unknown name, or a file from elsewhere.
     """
     shipped = found_adapters(desk.adapters)
-    paths = [shipped[limits.choice("adapter", name, shipped)] for name in names or []]
-    paths += [limits.inside(file, [desk.shelf.uploads]) for file in files or []]
+    names, files = limits.listed("The adapters", names), limits.listed("Your adapters", files)
+    paths = [shipped[limits.choice("adapter", name, shipped)] for name in names]
+    paths += [limits.inside(file, [desk.shelf.uploads]) for file in files]
     if len(paths) > MOST_ADAPTERS:
         raise ValueError(f"At most {MOST_ADAPTERS} adapters at once, not {len(paths)}.")
     return paths
@@ -68,7 +74,7 @@ def page(desk: Desk) -> None:
                 label="Your adapters (.safetensors)",
                 file_count="multiple",
                 file_types=[".safetensors"],
-                height=120,
+                height=160,
             )
             about = gr.Markdown(visible=False)
             factors = [
@@ -86,7 +92,7 @@ def page(desk: Desk) -> None:
             control = prompt_box("a pizza", label="Control prompt")
             steps, guidance = steps_slider(20), guidance_slider()
             images, seed = images_slider(4), seed_box()
-            buttons = run_buttons("Before and after")
+            buttons = run_buttons("Erase")
         with gr.Column(scale=2, min_width=NARROW):
             bars = gr.BarPlot(
                 frame([], **BARS),
@@ -95,7 +101,7 @@ def page(desk: Desk) -> None:
                 color="adapter",
                 y_lim=[0, 1],
                 label="How far each prompt opens each adapter",
-                height=220,
+                height=280,
                 visible=False,
                 buttons=[],
             )
@@ -112,7 +118,8 @@ def page(desk: Desk) -> None:
             adapters=list(zip(paths, weights, strict=False)),
             **dict(zip(keys, rest, strict=True)),
         )
-        plotted = gr.BarPlot(frame(outcome.extra, **BARS), visible=bool(outcome.extra))
+        order = list(dict.fromkeys(prompt for _, prompt, _ in outcome.extra))
+        plotted = gr.BarPlot(frame(outcome.extra, **BARS), sort=order or None, visible=bool(order))
         return [plotted, *Results.of(desk, outcome)]
 
     def choose(names: Any, files: Any) -> list[Any]:
