@@ -33,6 +33,9 @@ class ModelArguments:
     dataset_repeats: list[int] = field(
         default_factory=list, metadata=hint("How often each set comes in an epoch; once by default.")
     )
+    pretrained_model_name_or_path: str | None = field(
+        default=None, metadata=hint("An autoencoder to start from; the flags of a new one are then unused.")
+    )
     resolution: int = field(default=32, metadata=hint("Side of the images in pixels."))
     block_out_channels: list[int] = field(
         default_factory=lambda: [24, 48, 64], metadata=hint("Width by level; each level halves the side.")
@@ -77,15 +80,11 @@ def example_images(trained: ImageDataset, count: int) -> Tensor:
     return images_only(shown.__getitems__(range(min(count, len(shown)))))["images"]
 
 
-def main(argv: list[str] | None = None) -> None:
-    model, training = parse_arguments(ModelArguments, TrainingArguments, description=__doc__, argv=argv)
-    set_seed(training.seed)
-    sets = load_sets(model.dataset_name, model.resolution)
-    repeated = [s for s, times in zip(sets, model.dataset_repeats, strict=True) for _ in range(times)]
+def new_autoencoder(model: ModelArguments, channels: int) -> TrainableAutoencoder:
     levels = len(model.block_out_channels)
-    vae = TrainableAutoencoder(
-        in_channels=sets[0].channels,
-        out_channels=sets[0].channels,
+    return TrainableAutoencoder(
+        in_channels=channels,
+        out_channels=channels,
         sample_size=model.resolution,
         block_out_channels=tuple(model.block_out_channels),
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -94,6 +93,17 @@ def main(argv: list[str] | None = None) -> None:
         latent_channels=model.latent_channels,
         norm_num_groups=model.norm_num_groups,
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    model, training = parse_arguments(ModelArguments, TrainingArguments, description=__doc__, argv=argv)
+    set_seed(training.seed)
+    sets = load_sets(model.dataset_name, model.resolution)
+    repeated = [s for s, times in zip(sets, model.dataset_repeats, strict=True) for _ in range(times)]
+    if model.pretrained_model_name_or_path is None:
+        vae = new_autoencoder(model, sets[0].channels)
+    else:
+        vae = TrainableAutoencoder.from_pretrained(model.pretrained_model_name_or_path, use_safetensors=True)
     task = AutoencodingTask(
         vae,
         kl_weight=model.kl_weight,
