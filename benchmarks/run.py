@@ -22,6 +22,7 @@ ORDER = (
     "snoopi_controlled",
     "bt2",
     "ibcl",
+    "cuber",
     "rws",
     "render",
 )
