@@ -85,6 +85,7 @@ def test_a_single_model_has_a_path_and_is_no_pipeline(tmp_path, tiny_pipeline, m
     (tmp_path / "judge").mkdir()
     for name in ("clothes", "judge"):
         (tmp_path / name / "README.md").write_text(f"# {name}\n\nA model.\n")
+    shutil.copytree(tiny_pipeline, tmp_path / ".unfinished-clothes-1")  # being written by another process
     monkeypatch.setattr(zoo, "_HOME", tmp_path)
     assert [entry.name for entry in zoo.list()] == ["clothes"]
     assert zoo.path("judge") == str(tmp_path / "judge")

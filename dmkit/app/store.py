@@ -99,7 +99,9 @@ class ModelStore:
         if self.root is None or not self.root.is_dir():
             return []
         real = self.root.resolve()
-        indices = [*self.root.glob("*/model_index.json"), *self.root.glob("*/*/model_index.json")]
+        # Hidden folders are left out: `.unfinished-…` is just being written.
+        depths = ("[!.]*/model_index.json", "[!.]*/[!.]*/model_index.json")
+        indices = [index for depth in depths for index in self.root.glob(depth)]
         return sorted(index for index in indices if index.resolve().is_relative_to(real))
 
     def find(self, name: str) -> tuple[str, Path]:
@@ -184,7 +186,7 @@ def found_adapters(roots: Sequence[Path]) -> dict[str, Path]:
     """Adapters by name: files `*/NAME.safetensors` under the roots, of which the first one wins."""
     found: dict[str, Path] = {}
     for root in roots:
-        for file in sorted(root.glob("*/*.safetensors")):
+        for file in sorted(root.glob("[!.]*/*.safetensors")):
             if file.resolve().is_relative_to(root.resolve()):
                 found.setdefault(file.stem, file)
     return found

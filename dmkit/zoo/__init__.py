@@ -39,7 +39,8 @@ class ZooEntry:
 def list() -> builtins.list[ZooEntry]:
     """All shipped pipelines, by name."""
     entries = []
-    for index in sorted(_HOME.glob("*/model_index.json")):
+    # Without hidden ones: a model that is just being written begins with a dot.
+    for index in sorted(_HOME.glob("[!.]*/model_index.json")):
         card = (index.parent / "README.md").read_text(encoding="utf-8")
         # The card opens with YAML front matter; the first paragraph under its title describes the model.
         body = card.split("---\n", 2)[-1].strip().splitlines()
@@ -55,7 +56,7 @@ def path(name: str) -> str:
     Raises:
         ValueError: no checkpoint of this name ships; the message names the nearest one.
     """
-    known = {card.parent.name: card.parent for card in _HOME.glob("*/README.md")}
+    known = {card.parent.name: card.parent for card in _HOME.glob("[!.]*/README.md")}
     if name not in known:
         raise unknown_name("zoo model", name, known)
     return str(known[name])

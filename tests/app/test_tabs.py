@@ -1,6 +1,7 @@
 """What the tabs do, without a page: the shown Python makes the same images, and nothing stays in a model."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -278,6 +279,7 @@ def test_local_models_are_found_under_the_root_alone(tmp_path, tiny_pipeline):
         folder.mkdir(parents=True)
         (folder / "model_index.json").write_text("{}")
     (root / "link").symlink_to(outside)
+    shutil.copytree(tiny_pipeline, root / ".unfinished-mine-1")
     assert ModelStore(root).names() == ["emoji", "fashion", "deep/er", "mine"]
     with pytest.raises(FileFormatError), ModelStore(root).borrow("mine"):
         pass
