@@ -44,7 +44,7 @@ dataset: {dataset}
 | text encoder | `CLIPTextModel`, {text_parameters:.2f} M, trained on the same captions |
 | data | {dataset}, training split ({data_license}) |
 | weights | Apache-2.0, float16 safetensors |
-| recipe | `scripts/recipes/{recipe}`, seed {seed}, checkpoint of step {steps:,} |
+| recipe | `scripts/recipes/{recipe}`, seed {seed}, checkpoint of step {steps:,}{earlier} |
 | seen | {images:,} images in batches of {batch}; averaged weights (EMA) |
 | measured with | {ddim} DDIM steps, guidance {guidance:g}, captions of the data set, `emoji-evaluator` |
 | Fréchet distance | **{frechet:.1f}**, {count:,} samples; real against real {floor:.1f} |
@@ -87,6 +87,9 @@ def main(
     count: Annotated[int, typer.Option(help="Samples for the Fréchet distance.")] = 2000,
     prompts: Annotated[int, typer.Option(help="Captions for the retrieval.")] = 200,
     examples: Annotated[int, typer.Option(help="Held-out images to ship.")] = 64,
+    earlier_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of the trainings that this one started from.")
+    ] = 0,
     replace: Annotated[bool, typer.Option(help="Replace an entry of this name.")] = False,
 ) -> None:
     if (ZOO / name).exists() and not replace:
@@ -191,7 +194,10 @@ def main(
             recipe=recipe.name,
             seed=settings["seed"],
             steps=steps,
-            images=steps * settings["train_batch_size"],
+            earlier=f", after {earlier_steps:,} of the trainings that it started from"
+            if earlier_steps
+            else "",
+            images=(steps + earlier_steps) * settings["train_batch_size"],
             batch=settings["train_batch_size"],
             ddim=ddim_steps,
             guidance=guidance,

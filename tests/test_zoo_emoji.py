@@ -7,13 +7,14 @@ import torch
 from diffusers import (
     DiffusionPipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
 )
 from PIL import Image
 
 from dmkit import zoo
 from dmkit.metrics import psnr
-from dmkit.schedulers import encode, invert, reconstruct
+from dmkit.schedulers import decode, encode, invert, reconstruct
 from dmkit.schedulers.registry import SAMPLERS, VP, build
 
 PROMPT = "a red heart on a blue background"
@@ -68,7 +69,7 @@ def test_prompts_guidance_and_negative_prompts_matter(pipe):
 
 def test_latents_decode_to_the_images(pipe):
     latents = run(pipe, output_type="latent")
-    assert latents.shape == (1, 8, 8, 8)
+    assert latents.shape == (1, 4, 8, 8)
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1), run(pipe), rtol=0, atol=1e-5)
@@ -125,6 +126,18 @@ def test_image_to_image_shares_the_components(pipe, name):
         images = run(changed, image=picture, strength=0.5, steps=6)
         assert images.shape == (1, 3, 32, 32)
         assert images.isfinite().all()
+
+
+def test_inpainting_shares_the_components(pipe):
+    picture = Image.open(zoo.examples("emoji")[0]).convert("RGB")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (16, 0, 32, 32))
+    painting = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+    painting.set_progress_bar_config(disable=True)
+    image = run(painting, image=picture, mask_image=mask, height=32, width=32, steps=10)
+    alone = decode(pipe, encode(pipe, picture))[0] / 2 + 0.5  # what the autoencoder makes of it
+    change = (image[0] - alone).abs().mean(0)
+    assert change[:, :12].mean() < 0.3 * change[:, 20:].mean()
 
 
 def test_bdia_with_guidance_comes_back_to_the_autoencoders_own_error(pipe):
