@@ -29,7 +29,7 @@ $(VENV)/.app: $(VENV)/.user
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.user
-	$(PIP) -e '.[metrics,app,dev]'
+	$(PIP) -e '.[metrics,app,recommendation,dev]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.user

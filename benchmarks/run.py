@@ -24,6 +24,7 @@ ORDER = (
     "ibcl",
     "cuber",
     "rws",
+    "nbpo",
     "render",
 )
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .._files import UNFINISHED
 from ..errors import DmkitError, MissingDataError, unknown_name
-from . import emoji, fashion
+from . import emoji, fashion, ratings
 from .roots import data_root
 
 TIMEOUT_S = 900
@@ -31,7 +31,7 @@ class Source:
     """A data set to fetch.
 
     Attributes:
-        name: as `dmkit.data.load` knows it.
+        name: as `dmkit.data` knows it.
         files: path under the data folder -> SHA-256.
         download: fills an empty folder; the files may lie anywhere under it.
         elsewhere: a folder of the system that may hold the same files.
@@ -106,6 +106,15 @@ SOURCES = (
         name="emoji-twitter",
         files={emoji.archive("twitter"): "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"},
         download=npm(f"emoji-datasource-twitter@{emoji.VERSION}"),
+    ),
+    Source(
+        name="movielens",
+        files={
+            f"{ratings.FOLDER}/Rdata.rdx": "97e59cc21906407fe85a369cd92a765ea050e69346d4043545471972bd02a6b3",
+            f"{ratings.FOLDER}/Rdata.rdb": "7f740c8802abcf5de56096417560b2d5be317c59f30d50c9d37548695952aa3b",
+        },
+        download=debian("r-cran-dslabs"),
+        elsewhere=ratings.SYSTEM_FOLDER,
     ),
 )
 

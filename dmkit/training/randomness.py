@@ -55,13 +55,16 @@ class DataOrder:
         epoch, permutation = -1, torch.empty(0)
         batch = start
         while True:
-            indices = []
-            first = batch * self.batch_size + self.rank * local
-            for position in range(first, first + local):
+            indices: list[int] = []
+            position = batch * self.batch_size + self.rank * local
+            end = position + local
+            while position < end:  # an epoch may end inside a batch
                 if position // self.length != epoch:
                     epoch = position // self.length
                     permutation = self._permutation(epoch)
-                indices.append(int(permutation[position % self.length]))
+                here = permutation[position % self.length :][: end - position].tolist()
+                indices += here
+                position += len(here)
             yield indices
             batch += 1
 

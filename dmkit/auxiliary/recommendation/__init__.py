@@ -1,0 +1,1 @@
+"""Recommending items to users."""
