@@ -62,6 +62,8 @@ def launch(
             raise ValueError(f"The folder of {what}, {folder}, does not exist.")
     # Before Gradio and huggingface_hub are imported, which read them once.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Its pages can send runs to a bucket on the hub.
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from .outcome import Shelf
 

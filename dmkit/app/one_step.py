@@ -160,8 +160,8 @@ def compare(
         raise ValueError(f"The card of {model} names no teacher that is here.")
     few = 1 if student else limits.whole("Few steps", few, limits.STEPS)
     runs: Sequence[tuple[str, str, int, float, bool]] = (
-        (f"{model}, {few} step{'s' if few > 1 else ''}", model, few, 1.0, student),
-        (f"{teacher}, {steps} steps", teacher, steps, guidance, False),
+        (_label(model, few), model, few, 1.0, student),
+        (_label(teacher, steps), teacher, steps, guidance, False),
     )
     images, rows, lines = {}, [], []
     for k, (label, name, count, scale, own) in enumerate(runs):
@@ -198,3 +198,7 @@ def compare(
         num_images=len(seeds),
     )
     return Outcome(images, about, code, rows, TIMES)
+
+
+def _label(model: str, steps: int) -> str:
+    return f"{model}, {steps} step{'s' if steps > 1 else ''}"

@@ -15,9 +15,27 @@ TITLE = "dmkit"
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "Consolas", "Menlo", "monospace")
 CSS = """
-.dmkit-pictures img { image-rendering: pixelated; }
-.dmkit-pictures .grid-wrap { max-height: none !important; overflow: visible; }
+.dmkit-pictures img, .dmkit-upload img, #dmkit-examples img { image-rendering: pixelated; }
+.dmkit-upload img { width: 100%; height: 100%; object-fit: contain; }
+/* Labels beside the pictures, not on them; no empty space below. */
+.dmkit-pictures .grid-wrap { min-height: 0; max-height: none !important; height: auto; overflow: visible; }
+.dmkit-pictures .grid-container { padding-top: 28px; }
+.dmkit-pictures .thumbnail-item { height: auto; aspect-ratio: auto; }
+.dmkit-pictures .caption-label { position: static; max-width: none; white-space: normal; }
+.dmkit-slider .image-container { padding-top: 36px; }
+/* Examples by their pictures: what else they hold is seen once one is chosen. */
+#dmkit-examples thead, #dmkit-examples td:nth-child(n+2) { display: none; }
+#dmkit-examples tbody { display: flex; flex-wrap: wrap; }
+#dmkit-examples tr, #dmkit-examples td { border: 0; padding: 4px; background: none; }
+/* Numbers of lines are measured while the code is still hidden, and stand beside other lines then. */
+.cm-gutters { display: none !important; }
+/* The names of files whole, and no button to remove what cannot be removed. */
+.dmkit-files .file-preview { table-layout: auto; }
+.dmkit-files .file-preview .stem { max-width: none; overflow: visible; }
+.dmkit-files .label-clear-button, footer .divider { display: none; }
+.label-wrap { text-align: start; }
 .gradio-container { width: 100%; max-width: 1280px !important; margin: auto; }
+@media (max-width: 500px) { .tab-container button { padding: 0 8px; } }
 """
 
 

@@ -51,7 +51,8 @@ def page(desk: Desk) -> None:
     """Builds the tab's components and their events."""
     models = desk.store.names()
     gr.Markdown(
-        "An image to noise and back, by DDIM inversion and by BDIA, which is exact; or under another prompt. "
+        "An image to noise and back, by DDIM inversion and by BDIA, which is exact up to rounding; or under "
+        "another prompt. "
         "Pictures are cropped to the middle square and brought to the model's size."
     )
     with gr.Row():
@@ -63,18 +64,21 @@ def page(desk: Desk) -> None:
             source = prompt_box(label="What it shows", info="For models that take prompts")
             target = prompt_box(label="What it shall show", info="For Edit")
             gr.Examples(
-                held_out(), [picture, model, source, target], label="Held-out pictures", examples_per_page=8
+                held_out(),
+                [picture, model, source, target],
+                label="Held-out pictures",
+                elem_id="dmkit-examples",
+                examples_per_page=12,
             )
             steps = steps_slider(20, least=2)
-            with gr.Accordion("Edit", open=True):
+            with gr.Accordion("For Edit", open=True):
                 guidance = guidance_slider()
                 strength = gr.Slider(
                     *STRENGTH, 0.8, step=0.05, label="Strength", info="Less keeps more of the picture"
                 )
                 method = gr.Dropdown(list(METHODS), value="bdia", label="Method")
                 keep = gr.Checkbox(False, label="Change only where the prompts differ")
-            inverting = run_buttons("Invert")
-            edit = gr.Button("Edit", variant="primary")
+            invert, edit, halt = run_buttons("Invert", "Edit")
         with gr.Column(scale=2, min_width=NARROW):
             errors = gr.Dataframe(headers=list(COLUMNS), label="Errors", interactive=False, wrap=True)
             results = Results.build("Original, and what came back")
@@ -96,6 +100,6 @@ def page(desk: Desk) -> None:
         outcome = editing(desk.store, job, picture=shown, name=name, **dict(zip(names, values, strict=True)))
         return [outcome.figures, *Results.of(desk, outcome)]
 
-    connect(desk, "edit", inverting, invert_work, [picture, model, source, steps], outputs, "invert")
+    connect(desk, "edit", (invert, halt), invert_work, [picture, model, source, steps], outputs, "invert")
     inputs = [picture, model, source, target, steps, guidance, strength, method, keep]
-    connect(desk, "edit", (edit, inverting[1]), edit_work, inputs, outputs, "edit", submit=[target])
+    connect(desk, "edit", (edit, halt), edit_work, inputs, outputs, "edit", submit=[target])

@@ -101,7 +101,6 @@ def page(desk: Desk) -> None:
                 color="adapter",
                 y_lim=[0, 1],
                 label="How far each prompt opens each adapter",
-                height=280,
                 visible=False,
                 buttons=[],
             )
@@ -118,8 +117,13 @@ def page(desk: Desk) -> None:
             adapters=list(zip(paths, weights, strict=False)),
             **dict(zip(keys, rest, strict=True)),
         )
-        order = list(dict.fromkeys(prompt for _, prompt, _ in outcome.extra))
-        plotted = gr.BarPlot(frame(outcome.extra, **BARS), sort=order or None, visible=bool(order))
+        # Bars at the same place would be piled up.
+        several = len(paths) > 1
+        rows = [
+            (name, f"{prompt}, {name}" if several else prompt, far) for name, prompt, far in outcome.extra
+        ]
+        order = [place for _, place, _ in rows]
+        plotted = gr.BarPlot(frame(rows, **BARS), sort=order or None, visible=bool(order))
         return [plotted, *Results.of(desk, outcome)]
 
     def choose(names: Any, files: Any) -> list[Any]:

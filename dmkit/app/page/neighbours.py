@@ -13,8 +13,10 @@ from .parts import NARROW
 def page(cards: Sequence[Card]) -> None:
     """Builds a card for each method."""
     for card in cards:
-        with gr.Accordion(card.name, open=len(cards) == 1):
-            gr.Markdown(card.what)
+        gr.Markdown(f"### {card.name}\n{card.what}")
+        if not (card.picture or card.example or card.table):
+            continue
+        with gr.Accordion(f"Example and results of {card.name}", open=len(cards) == 1):
             with gr.Row():
                 if card.picture is not None:
                     gr.Image(

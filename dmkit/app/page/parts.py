@@ -107,18 +107,18 @@ def stop(desk: Desk, tab: str) -> Callable[[gr.Request], None]:
     return handle
 
 
-def run_buttons(label: str) -> tuple[gr.Button, gr.Button]:
-    """Run and Stop."""
+def run_buttons(*labels: str) -> list[gr.Button]:
+    """A button for each label, and Stop, in a row."""
     with gr.Row():
-        run = gr.Button(label, variant="primary", min_width=120)
+        runs = [gr.Button(label, variant="primary", min_width=80) for label in labels]
         halt = gr.Button("Stop", variant="stop", min_width=80)
-    return run, halt
+    return [*runs, halt]
 
 
 def connect(
     desk: Desk,
     tab: str,
-    buttons: tuple[gr.Button, gr.Button],
+    buttons: Sequence[gr.Button],
     work: Callable[..., Any],
     inputs: Sequence[Any],
     outputs: Sequence[Any],
@@ -162,7 +162,10 @@ class Results:
         )
         with gr.Accordion("Download, parameters, and the Python that makes this again", open=False):
             files = gr.File(
-                label="PNG files, the parameters in their metadata", file_count="multiple", interactive=False
+                label="PNG files, the parameters in their metadata",
+                file_count="multiple",
+                interactive=False,
+                elem_classes="dmkit-files",
             )
             code = gr.Code(
                 label="Python",
@@ -189,7 +192,12 @@ class Results:
 def upload_box(label: str, alt_text: str) -> gr.Image:
     """A picture from the visitor; events get its file as it came, which `limits.picture` judges."""
     box = gr.Image(
-        label=label, sources=["upload", "clipboard"], type="filepath", height=220, alt_text=alt_text
+        label=label,
+        sources=["upload", "clipboard"],
+        type="filepath",
+        height=220,
+        alt_text=alt_text,
+        elem_classes="dmkit-upload",
     )
     # Gradio would open and convert it. (A subclass of a component makes Gradio write a stub file beside us.)
     box.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]

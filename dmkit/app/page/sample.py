@@ -54,7 +54,7 @@ def page(desk: Desk) -> None:
                 type="filepath",
                 interactive=False,
                 buttons=["fullscreen"],
-                elem_classes="dmkit-pictures",
+                elem_classes=["dmkit-pictures", "dmkit-slider"],
             )
             plot = gr.LinePlot(
                 frame([], **SHIFTS),
@@ -65,7 +65,6 @@ def page(desk: Desk) -> None:
                 y_title="shift",
                 y_axis_format="d",
                 label="Shift of each step, in timesteps, that Time-Shift chose",
-                height=180,
                 visible=False,
                 buttons=[],
             )
@@ -81,7 +80,9 @@ def page(desk: Desk) -> None:
         kept = Results.of(desk, outcome)
         sheets = [path for path, _ in kept[0]]
         plotted = gr.LinePlot(frame(outcome.extra, **SHIFTS), visible=bool(outcome.extra))
-        return [(sheets[0], sheets[-1]), plotted, *kept]
+        made = list(outcome.images)
+        compared = gr.ImageSlider((sheets[0], sheets[-1]), label=f"Left: {made[0]}; right: {made[-1]}")
+        return [compared, plotted, *kept]
 
     def live(rows: Any) -> list[Any]:
         plotted = gr.LinePlot(frame(rows, **SHIFTS), visible=True)

@@ -52,7 +52,6 @@ def page(desk: Desk) -> None:
                 color="loss",
                 y_title="loss",
                 label="Loss",
-                height=240,
                 buttons=[],
             )
             samples = gr.Gallery(
