@@ -4,12 +4,13 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: app demo test lint docs bench data clean help
+.PHONY: app demo test test-browser lint docs bench data clean help
 
 help:
 	@echo "make app    the demo in the browser"
 	@echo "make demo   sample and invert with the shipped model; pictures in outputs/demo/"
 	@echo "make test   the test suite"
+	@echo "make test-browser  the demo in Chromium, which must be installed"
 	@echo "make lint   ruff, mypy, import rules"
 	@echo "make docs   the documentation as a site, in site/"
 	@echo "make bench  measure the tables of docs/results again, into outputs/results (hours)"
@@ -32,6 +33,10 @@ $(VENV)/.developer: $(VENV)/.user
 	$(PIP) -e '.[metrics,app,recommendation,dev]'
 	@touch $@
 
+$(VENV)/.browser: $(VENV)/.developer
+	$(PIP) -e '.[browser]'
+	@touch $@
+
 $(VENV)/.docs: $(VENV)/.user
 	$(PIP) -e '.[docs]'
 	@touch $@
@@ -44,6 +49,10 @@ demo: $(VENV)/.user
 
 test: $(VENV)/.developer
 	$(PY) -m pytest $(ARGS)
+
+# Chromium is the machine's own (Debian: apt-get install chromium); DMKIT_CHROMIUM names another one.
+test-browser: $(VENV)/.browser
+	$(PY) -m pytest tests/browser $(ARGS)
 
 lint: $(VENV)/.developer
 	$(VENV)/bin/ruff check .
