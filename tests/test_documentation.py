@@ -194,7 +194,7 @@ def check_torchrun(words: list[str]) -> None:
 
 
 def check_make(words: list[str]) -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert not set(words) - set(targets)
 
 

@@ -96,7 +96,9 @@ def test_a_saved_pipeline_loads_after_import_dmkit_alone(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[:2] == ["ScaleLongUNet2DModel 0.0", "(1, 8, 8, 1)"]
+    (kind, difference), shape = done.stdout.split("\n")[0].split(), done.stdout.split("\n")[1]
+    assert (kind, shape) == ("ScaleLongUNet2DModel", "(1, 8, 8, 1)")
+    assert float(difference) < 1e-5  # another process may use other threads, and sum in another order
 
 
 def test_ema_averages_and_keeps_the_gates(tmp_path):
