@@ -92,6 +92,8 @@ class Communication:
                 f"--comm_hook {arguments.comm_hook} would not see them."
             )
         for name, module in modules.items():
+            if not any(p.requires_grad for p in module.parameters()):
+                continue
             state = register_ef21(
                 accelerator,
                 module,

@@ -1,0 +1,1 @@
+"""Methods for what workers send each other."""
