@@ -1,0 +1,340 @@
+"""One step beside many: the shipped student of `emoji`, and negative prompts without guidance.
+
+"quality": prompt figures on 200 captions of seen and 200 of unseen compositions, and the Fréchet distance of
+2,000 samples to the test images, for the teacher (DDIM, 20 steps, guidance 3), for the teacher in four and in
+one step, and for the student. "speed": images a second of student and teacher, in turn. "negative": pairs of
+a prompt and of what should not be there, 48 images each, on the student in one step and on the teacher in
+four: the share of images in which `emoji-evaluator` still finds it, and the mean cosine to the prompt.
+"kappa": students of 1,000 steps with the range of PG-SB and with SwiftBrush's fixed 4.5, by seed.
+
+    python benchmarks/emoji_one_step.py [--parts quality speed negative kappa] [--student emoji-one-step]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from _results import RESULTS, Cells
+from _tables import head, number, spread, table
+from diffusers import UNet2DConditionModel
+
+from dmkit import data, zoo
+from dmkit.distillation.configure import distil, parse
+from dmkit.evaluation import Reference, load_evaluator, quality
+from dmkit.guidance import NASA
+from dmkit.images import grid, save_png, side_by_side
+from dmkit.metrics.erasure import concept_share
+from dmkit.sampling import generate
+from dmkit.schedulers.registry import build
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "scripts" / "recipes" / "one-step-emoji.yaml"
+GUIDANCE, PROMPTS, SAMPLES, EACH = 3.0, 200, 2000, 48
+FRECHET = "frechet_efficientnet_lite0"
+# A prompt, what should not be in its images, and the judge's name of it. Each is there without steering.
+PAIRS = (
+    ("a car", "a red car", "red"),
+    ("an apple", "a red apple", "red"),
+    ("a heart", "a red heart", "red"),
+    ("a rose", "a red rose", "red"),
+    ("a fish", "a blue fish", "blue"),
+    ("a house", "a house in noto style", "noto style"),
+    ("a dog", "a dog in twemoji style", "twemoji style"),
+    ("a cat and a heart", "a heart", "heart"),
+    ("a rocket and a star", "a star", "star"),
+    ("a cat and a dog", "a dog", "dog"),
+    ("a car and a tree", "a car", "car"),
+    ("an apple and a banana", "a banana", "banana"),
+    ("a cat on a blue background", "blue background", "blue background"),
+    ("a star", "a yellow star", "yellow"),
+)
+SCALES = {"nasa": (0.1, 0.2, 0.3, 0.4), "nag": (0.75, 1.5, 3.0)}
+# Seeds, steps and pictures of the students that are trained to compare kappas.
+KAPPAS = {
+    "pg-sb, 0.5 to 4": ["--kappa", "0.5", "4.0"],
+    "fixed 4.5": ["--method", "swiftbrush", "--kappa", "4.5"],
+}
+STEPS_OF_KAPPA, EVERY = 1000, 250
+
+
+def few(pipe: Any) -> Any:
+    """DDIM that starts at pure noise and ends at the image, for few steps."""
+    return build("ddim", pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True)
+
+
+def ways(teacher: Any, student: Any) -> dict[str, tuple[Any, Any, int, float]]:
+    """What is compared: pipeline, scheduler, steps, guidance."""
+    return {
+        "teacher, 20 steps, guidance 3": (teacher, build("ddim", teacher.scheduler.config), 20, GUIDANCE),
+        "teacher, 4 steps, guidance 3": (teacher, few(teacher), 4, GUIDANCE),
+        "teacher, 4 steps": (teacher, few(teacher), 4, 1.0),
+        "teacher, 1 step, guidance 3": (teacher, few(teacher), 1, GUIDANCE),
+        "teacher, 1 step": (teacher, few(teacher), 1, 1.0),
+        "student, 1 step": (student, student.scheduler, 1, 1.0),
+    }
+
+
+def measure_quality(cells: Cells, teacher: Any, student: Any, evaluator: Any) -> None:
+    reference = Reference.load("emoji:test", teacher)
+    for name, (pipe, scheduler, steps, scale) in ways(teacher, student).items():
+        for split in ("test", "unseen"):
+            captions = data.load("emoji", split=split).captions[:PROMPTS]
+            cells.once(
+                f"quality/{name}/{split}",
+                lambda p=pipe, s=scheduler, n=steps, g=scale, c=captions: quality(
+                    p,
+                    s,
+                    n,
+                    PROMPTS,
+                    None,
+                    metrics=("prompt_score", "retrieval", "concepts"),
+                    seed=1_000_000,
+                    prompt=c,
+                    evaluator=evaluator,
+                    guidance_scale=g,
+                ),
+            )
+        captions = data.load("emoji", split="test").captions[:SAMPLES]
+        cells.once(
+            f"distance/{name}",
+            lambda p=pipe, s=scheduler, n=steps, g=scale, c=captions: quality(
+                p,
+                s,
+                n,
+                SAMPLES,
+                reference,
+                metrics=("frechet", "kid"),
+                seed=2_000_000,
+                prompt=c,
+                guidance_scale=g,
+            ),
+        )
+
+
+def measure_speed(teacher: Any, student: Any, rounds: int = 9) -> dict[str, Any]:
+    """Images a second of student and teacher in turn, decoding and the text encoder included."""
+    compared = {
+        name: way for name, way in ways(teacher, student).items() if "20" in name or "student" in name
+    }
+    result = {}
+    for batch in (1, 16, 64):
+        spent: dict[str, list[float]] = {name: [] for name in compared}
+        for _ in range(rounds if batch < 64 else 3):
+            for name, (pipe, scheduler, steps, scale) in compared.items():
+                began = time.perf_counter()
+                generate(pipe, scheduler, steps, range(batch), prompt="a red heart", guidance_scale=scale)
+                spent[name].append(time.perf_counter() - began)
+        slow, fast = spent.values()
+        result[f"batch {batch}"] = {
+            **{f"{name}, images/s": round(batch / statistics.median(t), 2) for name, t in spent.items()},
+            "ratio": round(statistics.median(a / b for a, b in zip(slow, fast, strict=True)), 2),
+        }
+    return result
+
+
+def measure_negative(cells: Cells, teacher: Any, student: Any, evaluator: Any) -> None:
+    """Each pair under each way to take something away; the last two prompts of a model fill a picture."""
+    models = {
+        "student, 1 step": (student, student.scheduler, 1),
+        "teacher, 4 steps": (teacher, few(teacher), 4),
+    }
+    for model, (pipe, scheduler, steps) in models.items():
+        for prompt, negative, concept in PAIRS:
+
+            def draw(
+                pipe: Any = pipe,
+                scheduler: Any = scheduler,
+                steps: int = steps,
+                prompt: str = prompt,
+                **more: Any,
+            ) -> torch.Tensor:
+                return generate(pipe, scheduler, steps, range(EACH), prompt=prompt, **more)
+
+            def judge(images: torch.Tensor, concept: str = concept, prompt: str = prompt) -> dict[str, float]:
+                return {
+                    "still_seen": concept_share(evaluator, images, concept),
+                    "prompt_score": float(evaluator.score(images, [prompt] * len(images)).mean()),
+                }
+
+            where = f"negative/{model}/{prompt} - {negative}"
+            cells.once(f"{where}/none", lambda: judge(draw(guidance_scale=1.0)))
+            cells.once(
+                f"{where}/guidance 3",
+                lambda: judge(draw(negative_prompt=negative, guidance_scale=GUIDANCE)),  # noqa: B023
+            )
+            for mode, scales in SCALES.items():
+                for scale in scales:
+                    cells.once(
+                        f"{where}/{mode} {scale:g}",
+                        lambda m=mode, s=scale: judge(
+                            draw(negative_prompt=negative, call=NASA(pipe, s, mode=m))  # noqa: B023
+                        ),
+                    )
+
+
+def measure_kappa(cells: Cells, teacher: Any, evaluator: Any, seeds: list[int]) -> None:
+    """Prompt score and Fréchet distance along the training of small budgets."""
+    captions = data.load("emoji", split="test").captions
+    reference = Reference.load("emoji:test", teacher)
+    for seed in seeds:
+        for name, flags in KAPPAS.items():
+            folder = ROOT / "outputs" / "kappa" / f"{'-'.join(name.split())}-{seed}"
+            keys = [f"kappa/{name}/{step}/seed{seed}" for step in range(EVERY, STEPS_OF_KAPPA + 1, EVERY)]
+            if all(key in cells.read() for key in keys):
+                continue
+            budget = ["--max_train_steps", str(STEPS_OF_KAPPA), "--checkpointing_steps", str(EVERY)]
+            keep = ["--checkpoints_total_limit", "9", "--save_images_epochs", "0", "--seed", str(seed)]
+            distil(
+                *parse(
+                    ["--config", str(RECIPE), *flags, *budget, *keep, "--output_dir", str(folder)], "kappa"
+                )
+            )
+            student = zoo.load(str(folder))
+            student.set_progress_bar_config(disable=True)
+            for step, key in zip(range(EVERY, STEPS_OF_KAPPA + 1, EVERY), keys, strict=True):
+                student.unet = UNet2DConditionModel.from_pretrained(
+                    folder / f"checkpoint-{step}" / "student_ema"
+                )
+                cells.once(
+                    key,
+                    lambda s=student: quality(
+                        s,
+                        s.scheduler,
+                        1,
+                        500,
+                        reference,
+                        metrics=("frechet", "prompt_score"),
+                        seed=4_000_000,
+                        prompt=captions[:500],
+                        evaluator=evaluator,
+                        guidance_scale=1.0,
+                    ),
+                )
+
+
+def picture(teacher: Any, student: Any, folder: Path) -> None:
+    """The same prompts and seeds from the teacher's 20 steps, its one step, and the student."""
+    from emoji_quality import PICTURED
+
+    chosen = [name for name in ways(teacher, student) if "4 steps" not in name and name != "teacher, 1 step"]
+    sheets = []
+    for name in chosen:
+        pipe, scheduler, steps, scale = ways(teacher, student)[name]
+        images = generate(
+            pipe, scheduler, steps, range(len(PICTURED)), prompt=list(PICTURED), guidance_scale=scale
+        )
+        sheets.append(grid(images, columns=6, scale=3))
+    save_png(side_by_side(sheets, chosen), folder / "emoji_one_step.png")
+    rows = []
+    for prompt, negative, _ in PAIRS[:2] + PAIRS[6:8]:
+        rows.append(generate(student, student.scheduler, 1, range(6), prompt=prompt, guidance_scale=1.0))
+        rows.append(
+            generate(
+                student,
+                student.scheduler,
+                1,
+                range(6),
+                prompt=prompt,
+                negative_prompt=negative,
+                call=NASA(student, 0.2),
+            )
+        )
+    save_png(grid(torch.cat(rows), columns=6, scale=3), folder / "emoji_one_step_negative.png")
+
+
+def render(content: dict[str, Any]) -> str:
+    """Quality and speed; negative prompts, all pairs together and each; kappas along training."""
+    cells = content["cells"]
+    text = head(content, "One step: the student of `emoji`")
+    text += (
+        "Prompts are captions of compositions that training saw, and of such that it never saw; distances "
+        "are of EfficientNet-Lite0 features, not FID.\n\n"
+    )
+    rows = []
+    for key in cells:
+        if key.startswith("distance/"):
+            name = key.partition("/")[2]
+            seen, unseen = (cells.get(f"quality/{name}/{split}", {}) for split in ("test", "unseen"))
+            figures = [seen.get("prompt_score"), seen.get("retrieval_top1"), seen.get("retrieval_top5")]
+            more = [unseen.get("prompt_score"), unseen.get("retrieval_top5"), cells[key][FRECHET]]
+            rows.append([name, *(number(value) for value in figures + more)])
+    columns = ["prompt score", "top-1", "top-5", "unseen: prompt score", "unseen: top-5", "Fréchet distance"]
+    text += table(["", *columns], rows) + "\n"
+    text += "![The same prompts and seeds](emoji_one_step.png)\n\n"
+    if "speed" in cells:
+        names = list(next(iter(cells["speed"].values())))
+        text += "## Speed\n\nThe teacher's 20 guided steps and the student's one, in turn.\n\n"
+        text += table(["", *names], [[k, *map(number, v.values())] for k, v in cells["speed"].items()]) + "\n"
+    text += negative_tables(cells)
+    found: dict[str, dict[int, list[float]]] = {}
+    for key, figures in cells.items():
+        if key.startswith("kappa/"):
+            _, name, step, _ = key.split("/")
+            for what in ("prompt_score", FRECHET):
+                found.setdefault(f"{name}: {what}", {}).setdefault(int(step), []).append(figures[what])
+    if found:
+        steps = sorted(next(iter(found.values())))
+        text += "## Kappa\n\nStudents along their training, by steps; seeds together.\n\n"
+        text += table(["", *map(str, steps)], [[k, *(spread(v[s]) for s in steps)] for k, v in found.items()])
+    return text
+
+
+def negative_tables(cells: dict[str, Any]) -> str:
+    """For each model: means over all pairs, then still_seen (prompt_score) of each pair."""
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for key, figures in cells.items():
+        if key.startswith("negative/"):
+            _, model, pair, way = key.split("/")
+            found.setdefault(model, {}).setdefault(pair, {})[way] = figures
+    text = ""
+    for model, pairs in found.items():
+        order = ["none", "guidance 3", *(f"{m} {s:g}" for m, scales in SCALES.items() for s in scales)]
+        usual = [way for way in order if all(way in figures for figures in pairs.values())]
+        text += f"## Negative prompts: {model}\n\n{EACH} images a pair; the share that still shows it.\n\n"
+        rows = []
+        for way in usual:
+            seen, score = (
+                statistics.mean(figures[way][what] for figures in pairs.values())
+                for what in ("still_seen", "prompt_score")
+            )
+            base = statistics.mean(figures["none"]["prompt_score"] for figures in pairs.values())
+            rows.append([way, f"{seen:.3f}", f"{score:.3f}", f"{score / base - 1:+.1%}"])
+        text += table(["all pairs", "still seen", "prompt score", "change"], rows) + "\n"
+        rows = [
+            [pair, *(f"{f[w]['still_seen']:.2f} ({f[w]['prompt_score']:.2f})" for w in usual)]
+            for pair, f in pairs.items()
+        ]
+        text += table(["prompt - negative prompt", *usual], rows) + "\n"
+    return text + ("![Plain above, NASA 0.2 below](emoji_one_step_negative.png)\n\n" if found else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--student", default="emoji-one-step")
+    parser.add_argument("--parts", nargs="+", default=["picture", "quality", "speed", "negative", "kappa"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="Of the students of kappa.")
+    arguments = parser.parse_args()
+    teacher, student = zoo.load("emoji"), zoo.load(arguments.student)
+    for pipe in (teacher, student):
+        pipe.set_progress_bar_config(disable=True)
+    evaluator = load_evaluator()
+    cells = Cells("emoji_one_step", {"what": "The one-step student of `emoji` beside its teacher."})
+    if "picture" in arguments.parts:
+        picture(teacher, student, RESULTS)
+    if "quality" in arguments.parts:
+        measure_quality(cells, teacher, student, evaluator)
+    if "speed" in arguments.parts:
+        cells.once("speed", lambda: measure_speed(teacher, student))
+    if "negative" in arguments.parts:
+        measure_negative(cells, teacher, student, evaluator)
+    if "kappa" in arguments.parts:
+        measure_kappa(cells, teacher, evaluator, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()
