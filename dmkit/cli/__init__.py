@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import DmkitError
-from . import demo, edit, erase, evaluate, invert, methods, models, sample, tune
+from . import demo, edit, erase, evaluate, invert, methods, models, sample, scaling, tune
 from .app import app as serve
 
 # Of click or of Typer's own copy of it, by Typer's version.
@@ -56,6 +56,7 @@ app.command("edit")(edit.edit)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(tune.app, name="tune")
 app.add_typer(erase.app, name="erase")
+app.add_typer(scaling.app, name="scaling")
 app.command("demo")(demo.demo)
 app.command("app")(serve)
 
