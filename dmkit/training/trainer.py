@@ -59,10 +59,10 @@ class Task:
     """What is trained and what its losses are; subclass it, fill `modules`, and write `training_step`.
 
     Attributes:
-        modules: the trained modules by name. The trainer replaces each by its prepared (device, DDP) form, so
-            a training step must call `self.modules[name]`, not a reference of its own. Each is checkpointed,
-            and averaged if EMA is on. To be checkpointed it needs `save_pretrained` and `from_pretrained`, as
-            Diffusers' models have.
+        modules: the trained modules by name, and those that follow them without a gradient. The trainer
+            replaces each by its prepared (device, DDP) form, so a training step must call
+            `self.modules[name]`, not a reference of its own. Each is checkpointed, and averaged if EMA is on.
+            To be checkpointed it needs `save_pretrained` and `from_pretrained`, as Diffusers' models have.
     """
 
     modules: dict[str, nn.Module]
@@ -204,7 +204,11 @@ class Trainer:
         }
         for name, module in task.modules.items():
             module.train()
-            task.modules[name] = accelerator.prepare(module)
+            # DDP refuses a module with nothing to train, such as a target that follows another one.
+            if any(p.requires_grad for p in module.parameters()):
+                task.modules[name] = accelerator.prepare(module)
+            else:
+                task.modules[name] = accelerator.prepare_model(module, evaluation_mode=True)
         self.communication = Communication(accelerator, task.modules, self.rule, arguments)
         for phase, optimizer in self.optimizers.items():
             self.optimizers[phase] = accelerator.prepare(optimizer)

@@ -7,6 +7,7 @@ from ...errors import unknown_name
 from .base import FunctionRule, GradientRule, sum_losses
 from .gram import GramRule
 from .nash import NashMTL, nash_weights
+from .orthogonal import OrthogonalProjection
 from .pcgrad import PCGrad, pcgrad_weights
 from .projection import SubspaceProjection
 from .uncertainty import UncertaintyWeighting
@@ -44,6 +45,7 @@ __all__ = [
     "GradientRule",
     "GramRule",
     "NashMTL",
+    "OrthogonalProjection",
     "PCGrad",
     "SubspaceProjection",
     "UncertaintyWeighting",
