@@ -25,6 +25,7 @@ ORDER = (
     "cuber",
     "rws",
     "nbpo",
+    "ef21w",
     "render",
 )
 
