@@ -1,0 +1,1 @@
+"""Training one network on data that stay where they are."""

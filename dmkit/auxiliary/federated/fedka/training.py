@@ -1,0 +1,101 @@
+"""A federation on domains of digits, in one process or several.
+
+    python scripts/train_auxiliary.py --config scripts/recipes/fedka.yaml
+
+With `--processes 2` every process is started by hand, with a `--rank` of its own and the first one's
+`--address`; the clients are shared among them, and the result is that of one process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ....errors import unknown_name
+from ....training.arguments import TrainingArguments, hint
+from .domains import FAMILY, SHIFTS, digit_family, shifted
+from .exchange import Exchange, GlooExchange
+from .federation import federate
+from .networks import DomainNet
+from .server import Labelled
+from .settings import Settings
+
+DATA = {"shifted": SHIFTS, "family": FAMILY}
+
+
+@dataclass
+class Arguments:
+    """Whose data, how they are aligned, and where the clients run."""
+
+    data: str = field(default="shifted", metadata=hint("shifted (five domains) or family (four)."))
+    target: str = field(default="", metadata=hint("The site's domain; the last of the data by default."))
+    clients: int = field(default=0, metadata=hint("Clients in all, equally of each domain; 0: one each."))
+    rounds: int = field(default=30, metadata=hint("Rounds."))
+    local_steps: int = field(default=20, metadata=hint("Steps of a client in a round."))
+    mmd_steps: int = field(default=0, metadata=hint("Steps of matching alone after them; 0: in them."))
+    adversarial: bool = field(default=False, metadata=hint("A domain head whose gradient is reversed."))
+    mmd_weight: float = field(default=1.0, metadata=hint("Weight of the matching; 0: none."))
+    alignment: str = field(default="local", metadata=hint("Features that are matched: local or global."))
+    gamma: float = field(default=5.0, metadata=hint("How fast the weights of the alignment rise."))
+    voting: bool = field(default=True, metadata=hint("Train the served model on what clients vote."))
+    vote_threshold: float = field(default=0.0, metadata=hint("Share of clients that must agree."))
+    vote_steps: int = field(default=20, metadata=hint("Steps on the votes in a round."))
+    vote_learning_rate: float = field(default=3e-3, metadata=hint("Of these steps."))
+    feedback: bool = field(default=False, metadata=hint("Send clients what voting made."))
+    weighting: str = field(default="uniform", metadata=hint("Weights of clients: uniform or samples."))
+    processes: int = field(default=1, metadata=hint("Processes that the clients are shared among."))
+    rank: int = field(default=0, metadata=hint("This process, from 0."))
+    address: str = field(default="127.0.0.1:29571", metadata=hint("HOST:PORT of the first process."))
+
+    def __post_init__(self) -> None:
+        if self.data not in DATA:
+            raise unknown_name("--data", self.data, DATA)
+        self.target = self.target or DATA[self.data][-1]
+        if self.target not in DATA[self.data]:
+            raise unknown_name("--target", self.target, DATA[self.data])
+        domains = len(DATA[self.data]) - 1
+        self.clients = self.clients or domains
+        if self.clients < domains or self.clients % domains:
+            raise ValueError(
+                f"--clients is {self.clients}; it must be a multiple of {domains}, one domain each."
+            )
+        self.settings()
+
+    def settings(self) -> Settings:
+        """The method's part of the flags."""
+        return Settings(**{name: getattr(self, name) for name in Settings.__dataclass_fields__})
+
+    def load(self, seed: int) -> tuple[list[Labelled], torch.Tensor, Labelled]:
+        """The clients, the site's inputs, and its test."""
+        domains, target, test = {"shifted": shifted, "family": digit_family}[self.data](self.target, seed)
+        shares = self.clients // len(domains)
+        clients = [(x[k::shares], y[k::shares]) for x, y in domains for k in range(shares)]
+        return clients, target, test
+
+
+def run(arguments: Arguments, training: TrainingArguments) -> dict[str, Any]:
+    """Trains a federation; "global" and "served" are saved, each with its `config.json`.
+
+    Returns:
+        The last round's figures at the server, and all of them as "history"; nothing at other processes.
+    """
+    clients, target, test = arguments.load(training.seed)
+    widths = (64, 128, 64) if arguments.data == "shifted" else (256, 128, 64)
+    torch.manual_seed(training.seed)
+    network = DomainNet(widths)
+    exchange = Exchange()
+    if arguments.processes > 1:
+        exchange = GlooExchange(arguments.address, arguments.rank, arguments.processes)
+        if arguments.rank:
+            # In place, so that what the script writes goes there, too.
+            training.output_dir = str(Path(training.output_dir) / f"process-{arguments.rank}")
+    try:
+        task = federate(
+            network, clients, target, arguments.settings(), training, test=test, exchange=exchange
+        )
+    finally:
+        exchange.close()
+    return {**task.history[-1], "history": task.history} if task.history else {}
