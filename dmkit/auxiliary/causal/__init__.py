@@ -1,0 +1,1 @@
+"""Predictors for places where some mechanisms are others."""
