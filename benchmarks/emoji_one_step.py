@@ -5,7 +5,7 @@
 one step, and for the student. "speed": images a second of student and teacher, in turn. "negative": pairs of
 a prompt and of what should not be there, 48 images each, on the student in one step and on the teacher in
 four: the share of images in which `emoji-evaluator` still finds it, and the mean cosine to the prompt.
-"kappa": students of 1,000 steps with the range of PG-SB and with SwiftBrush's fixed 4.5, by seed.
+"kappa": students of 500 steps with the range of PG-SB and with SwiftBrush's fixed 4.5, by seed.
 
     python benchmarks/emoji_one_step.py [--parts quality speed negative kappa] [--student emoji-one-step]
 """
@@ -59,7 +59,7 @@ KAPPAS = {
     "pg-sb, 0.5 to 4": ["--kappa", "0.5", "4.0"],
     "fixed 4.5": ["--method", "swiftbrush", "--kappa", "4.5"],
 }
-STEPS_OF_KAPPA, EVERY = 1000, 250
+STEPS_OF_KAPPA, EVERY = 500, 125
 
 
 def few(pipe: Any) -> Any:

@@ -1,9 +1,9 @@
 """Makes a zoo entry of a distilled student: half-precision weights, a card with figures beside the teacher's.
 
-    python scripts/ship_one_step.py outputs/emoji-one-step --name emoji-one-step --teacher emoji \\
-        --recipe scripts/recipes/one-step-emoji.yaml --steps 5000
+    python scripts/ship_one_step.py outputs/emoji-one-step/checkpoint-2000 --name emoji-one-step \\
+        --recipe scripts/recipes/one-step-emoji.yaml
 
-The folder is what scripts/distill_one_step.py wrote; the learning teacher is not shipped.
+The averaged student is shipped with its teacher's autoencoder and text encoder; the learning teacher is not.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Annotated, Any
 import typer
 import yaml
 from diffusers import DiffusionPipeline
+from diffusers import UNet2DConditionModel as UNet
 
 from dmkit import data, zoo
 from dmkit._files import atomic_folder, load_json, save_json
+from dmkit.distillation.process import one_step_scheduler
 from dmkit.evaluation import Reference, load_evaluator, quality
 from dmkit.schedulers.registry import build
 
@@ -68,11 +70,9 @@ ROWS = {
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="What the distillation wrote.", exists=True)],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint-N folder of a distillation.", exists=True)],
     name: Annotated[str, typer.Option(help="Name in the zoo.")],
-    teacher: Annotated[str, typer.Option(help="Zoo name of the teacher.")],
     recipe: Annotated[Path, typer.Option(help="The recipe of the distillation.", exists=True)],
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps in all.")],
     guidance: Annotated[float, typer.Option(help="Guidance scale of the teacher's figures.")] = 3.0,
     prompts: Annotated[int, typer.Option(help="Captions of each kind.")] = 200,
     count: Annotated[int, typer.Option(help="Samples for the Fréchet distance.")] = 1000,
@@ -82,8 +82,10 @@ def main(
     if (ZOO / name).exists() and not replace:
         raise typer.BadParameter(f"{ZOO / name} exists; say --replace.")
     settings: dict[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    source = settings["dataset_name"]
-    pipe = DiffusionPipeline.from_pretrained(folder)
+    source, teacher = settings["dataset_name"], settings["pretrained_model_name_or_path"]
+    pipe = zoo.load(teacher)
+    pipe.unet = UNet.from_pretrained(checkpoint / "student_ema")
+    pipe.scheduler = one_step_scheduler(pipe.scheduler)
     with atomic_folder(ZOO / name) as made:
         for part in (pipe.unet, pipe.vae, pipe.text_encoder):
             part.half()
@@ -116,7 +118,7 @@ def main(
             ),
             recipe=recipe.name,
             seed=settings["seed"],
-            steps=steps,
+            steps=load_json(checkpoint / "state.json")["step"],
             batch=settings["train_batch_size"],
             limits=limits,
             citation=data.load(source, split="test").citation,

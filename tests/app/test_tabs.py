@@ -219,7 +219,7 @@ def test_a_model_whose_card_says_so_is_a_student(tmp_path, text_pipe, job, execu
     card = "---\ntags: [text-to-image, one-step]\nbase_model: emoji\n---\n# student\n"
     (tmp_path / "student" / "README.md").write_text(card)
     store = ModelStore(tmp_path, "cpu")
-    assert one_step.students(store) == ["student"]
+    assert one_step.students(store) == ["emoji-one-step", "student"]
     assert one_step.teacher_of(store, "student") == "emoji"
     outcome = one_step.compare(store, job, model="student", prompt="a car", steps=2, few=9, num_images=1)
     assert list(outcome.images) == ["student, 1 step", "emoji, 2 steps"]
@@ -280,7 +280,7 @@ def test_local_models_are_found_under_the_root_alone(tmp_path, tiny_pipeline):
         (folder / "model_index.json").write_text("{}")
     (root / "link").symlink_to(outside)
     shutil.copytree(tiny_pipeline, root / ".unfinished-mine-1")
-    assert ModelStore(root).names() == ["emoji", "fashion", "deep/er", "mine"]
+    assert ModelStore(root).names() == ["emoji", "emoji-one-step", "fashion", "deep/er", "mine"]
     with pytest.raises(FileFormatError), ModelStore(root).borrow("mine"):
         pass
 

@@ -288,7 +288,7 @@ def test_captions_of_a_data_set(monkeypatch, model):
 def test_the_recipe_is_read():
     arguments, training = parse(["--config", str(RECIPES / "one-step-emoji.yaml")], "Test.")
     assert arguments.distillation().kappa == Kappa(0.5, 4.0)
-    assert training.max_train_steps == 10_000
+    assert training.max_train_steps == 5_000
     assert zoo.path(arguments.pretrained_model_name_or_path)
 
 

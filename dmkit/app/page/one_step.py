@@ -22,7 +22,7 @@ from .parts import (
 )
 
 NO_STUDENT = (
-    "No distilled one-step model ships yet. What you see is the ordinary model at few steps without "
+    "No distilled one-step model is here. What you see is the ordinary model at few steps without "
     "guidance: its images are rough, and not what a one-step student would give."
 )
 
