@@ -47,8 +47,9 @@ app: $(VENV)/.app
 demo: $(VENV)/.user
 	$(PY) -m dmkit demo --out outputs/demo
 
+# Two workers, each of one thread: the suite is made for two cores.
 test: $(VENV)/.developer
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Chromium is the machine's own (Debian: apt-get install chromium); DMKIT_CHROMIUM names another one.
 test-browser: $(VENV)/.browser
