@@ -30,7 +30,7 @@ $(VENV)/.app: $(VENV)/.user
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.user
-	$(PIP) -e '.[metrics,app,recommendation,causal,rl,dev]'
+	$(PIP) -e '.[metrics,app,recommendation,graphs,causal,rl,dev]'
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.developer

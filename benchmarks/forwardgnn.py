@@ -1,0 +1,361 @@
+"""ForwardGNN beside backpropagation: accuracy and memory by depth, links, Debian's packages, cost by size.
+
+Graph of scikit-learn's digits, each joined to its 8 nearest; 64/16/20 % to train, validate and test, by
+seed. GCN of width 64, AdamW with rate 0.01 and decay 5e-4, 150 steps of all training nodes for each layer of
+ForwardGNN, 300 for backpropagation whatever its depth. Last weights, nothing chosen on validation nodes.
+
+    python -m dmkit.data.packages && python benchmarks/forwardgnn.py        (ten minutes on a core)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from _results import RESULTS, Cells
+from _tables import head, number, spread, table
+
+from dmkit.auxiliary.graphs.forwardgnn import (
+    ForwardGNN,
+    LayerTask,
+    fit,
+    link_scores,
+    objective,
+    saved_for_backward,
+    scores,
+)
+from dmkit.auxiliary.graphs.forwardgnn.backprop import Backprop, fit_backprop
+from dmkit.auxiliary.graphs.forwardgnn.training import accuracy, area, split_links
+from dmkit.data.graphs import digit_graph, graph_data, split_nodes, undirected
+from dmkit.data.packages import debian_graph
+from dmkit.training.arguments import TrainingArguments
+
+SEEDS, DEPTH, WIDTH = (0, 1, 2), 8, 64
+BACKPROP_DEPTHS, MEMORY_DEPTHS = (2, 4, 8), (1, 2, 4, 8)
+SIZES = (2000, 4000, 8000, 16000, 32000, 64000)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "Top-To-Loss": {"method": "sf", "top_down": "loss"},
+    "Top-To-Input": {"method": "sf", "top_down": "input"},
+    "FF, labels appended": {"method": "ff-la"},
+    "FF, class nodes": {"method": "ff-vn"},
+}
+ABOUT = {
+    "what": " ".join(__doc__.split("\n\n")[1].split()),
+    "paper": "CoraML, GCN, test accuracy of 2 and 4 layers: backpropagation 86.8 and 86.6, SF 88.0 and 88.5; "
+    "links of CiteSeer, AUC: backpropagation 84.3 and 80.1, ForwardGNN 93.6 both (Park et al. 2024)",
+}
+
+
+def training(folder: str, seed: int, steps: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        seed=seed,
+        train_batch_size=10**6,
+        max_train_steps=steps,
+        learning_rate=0.01,
+        lr_scheduler="constant",
+        lr_warmup_steps=0,
+        adam_beta1=0.9,
+        adam_weight_decay=5e-4,
+        max_grad_norm=0,
+        checkpointing_steps=0,
+        save_images_epochs=0,
+        save_model_epochs=0,
+        report_to="none",
+    )
+
+
+def forward(data: Any, seed: int, layers: int, steps: int = 150, **choice: Any) -> tuple[ForwardGNN, float]:
+    """A trained network, and the processor's seconds."""
+    torch.manual_seed(seed)
+    classes = int(data.y.max()) + 1
+    model = ForwardGNN(data.num_features, classes, WIDTH, layers, **choice)
+    start = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        fit(model, data, training(folder, seed, steps))
+    return model, time.process_time() - start
+
+
+def end_to_end(data: Any, seed: int, layers: int, outputs: int, steps: int = 300) -> tuple[Backprop, float]:
+    torch.manual_seed(seed)
+    model = Backprop(data.num_features, outputs, WIDTH, layers)
+    start = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        fit_backprop(model, data, training(folder, seed, steps))
+    return model, time.process_time() - start
+
+
+@torch.no_grad()
+def run_backprop(model: Backprop, data: Any) -> torch.Tensor:
+    return model(data.x, data.edge_index)
+
+
+def sf(seed: int) -> dict[str, Any]:
+    data = split_nodes(digit_graph(), seed)
+    model, seconds = forward(data, seed, DEPTH)
+    found = {str(k): round(100 * accuracy(scores(model, data, k), data), 2) for k in range(1, DEPTH + 1)}
+    return {"accuracy": found, "seconds a layer": round(seconds / DEPTH, 2)}
+
+
+def backprop(layers: int, seed: int) -> dict[str, Any]:
+    data = split_nodes(digit_graph(), seed)
+    model, seconds = end_to_end(data, seed, layers, 10)
+    found = round(100 * accuracy(run_backprop(model, data), data), 2)
+    return {"accuracy": found, "seconds": round(seconds, 2)}
+
+
+def variant(name: str, seed: int) -> dict[str, Any]:
+    data = split_nodes(digit_graph(), seed)
+    model, seconds = forward(data, seed, 2, **VARIANTS[name])
+    return {"accuracy": round(100 * accuracy(scores(model, data), data), 2), "seconds": round(seconds, 2)}
+
+
+def links(seed: int) -> dict[str, Any]:
+    fitted, _, measured = split_links(digit_graph(), seed)
+    model, _ = forward(fitted, seed, 4, method="link-ce")
+    found = {f"CE {k}": round(100 * area(link_scores(model, measured, k), measured), 2) for k in (2, 4)}
+    i, j = measured.edge_label_index
+    for layers in (2, 4):
+        other, _ = end_to_end(fitted, seed, layers, WIDTH)
+        z = run_backprop(other, measured)
+        found[f"backpropagation {layers}"] = round(100 * area((z[i] * z[j]).sum(1), measured), 2)
+    return found
+
+
+def memory() -> dict[str, Any]:
+    """Bytes that wait for the backward pass, at the largest of all layers' steps."""
+    data = split_nodes(digit_graph(), 0)
+    found: dict[str, Any] = {"forward": {}, "backpropagation": {}}
+    for layers in MEMORY_DEPTHS:
+        model = ForwardGNN(data.num_features, 10, WIDTH, layers)
+        method, most = objective(model, data), 0
+        for k in range(layers):
+            task = LayerTask(model, k, method)
+            task.prepare(torch.device("cpu"))
+            with saved_for_backward() as kept:
+                method.loss(task.outputs(), method.rows.columns)
+            most = max(most, kept["bytes"])
+            task.advance()
+        found["forward"][str(layers)] = most
+        net = Backprop(data.num_features, 10, WIDTH, layers)
+        nodes = data.train_mask.nonzero().flatten()
+        with saved_for_backward() as kept:
+            torch.nn.functional.cross_entropy(net(data.x, data.edge_index)[nodes], data.y[nodes])
+        found["backpropagation"][str(layers)] = kept["bytes"]
+    return found
+
+
+def small(seed: int) -> dict[str, Any]:
+    """Debian's extract of ten topics."""
+    data = split_nodes(debian_graph(small=True), seed)
+    model, _ = forward(data, seed, 2)
+    other, _ = end_to_end(data, seed, 2, 10)
+    nodes, edges = data.num_nodes, data.num_edges // 2
+    return {
+        "nodes": nodes,
+        "edges": edges,
+        **{f"SF {k}": round(100 * accuracy(scores(model, data, k), data), 2) for k in (1, 2)},
+        "backpropagation 2": round(100 * accuracy(run_backprop(other, data), data), 2),
+    }
+
+
+def whole() -> dict[str, Any]:
+    """All of Debian's packages, two layers; the memory is the most that the whole process held."""
+    data = split_nodes(debian_graph(), 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model, seconds = forward(data, 0, 2, steps=50)
+    return {
+        "nodes": data.num_nodes,
+        "edges": data.num_edges // 2,
+        "classes": int(data.y.max()) + 1,
+        "accuracy": {str(k): round(100 * accuracy(scores(model, data, k), data), 2) for k in (1, 2)},
+        "seconds": round(seconds, 1),
+        "MiB before": before // 1024,
+        "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def in_child(measure: Callable[[], Any]) -> Any:
+    """What a process of its own measures."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(measure)
+
+
+def cost() -> dict[str, Any]:
+    """Processor seconds of a layer's step and of its neighbours' sum, in random graphs of mean degree 8."""
+    step, gather = [], []
+    for nodes in SIZES:
+        generator = torch.Generator().manual_seed(0)
+        edges = undirected(torch.randint(nodes, (2, 4 * nodes), generator=generator), nodes)
+        data = graph_data(torch.rand(nodes, WIDTH, generator=generator), edges, torch.arange(nodes) % 10)
+        data = split_nodes(data, 0)
+        model = ForwardGNN(WIDTH, 10, WIDTH, 1)
+        method = objective(model, data)
+        task = LayerTask(model, 0, method)
+        start = time.process_time()
+        task.prepare(torch.device("cpu"))
+        gather.append(time.process_time() - start)
+        times = []
+        for _ in range(4):
+            start = time.process_time()
+            method.loss(task.outputs(), method.rows.columns).backward()
+            times.append(time.process_time() - start)
+        step.append(min(times))
+    exponents = {
+        name: round(float(np.polyfit(np.log(SIZES), np.log(values), 1)[0]), 3)
+        for name, values in {"step": step, "gather": gather}.items()
+    }
+    return {"nodes": list(SIZES), "step": step, "gather": gather, "exponent": exponents}
+
+
+# Tables and the plot
+
+
+def collect(cells: dict[str, Any], prefix: str) -> list[Any]:
+    return [figures for key, figures in cells.items() if key.startswith(f"{prefix}/")]
+
+
+def by_depth(cells: dict[str, Any]) -> dict[int, list[float]]:
+    runs = collect(cells, "sf")
+    return {k: [run["accuracy"][str(k)] for run in runs] for k in range(1, DEPTH + 1)}
+
+
+def mean(values: list[float]) -> float:
+    return round(statistics.mean(values), 2)
+
+
+def bars(cells: dict[str, Any]) -> dict[str, Any]:
+    """What is asked, what was measured, whether it is met."""
+    found: dict[str, Any] = {}
+    ours = by_depth(cells)
+    theirs = {k: [c["accuracy"] for c in collect(cells, f"backprop/{k}")] for k in BACKPROP_DEPTHS}
+    if all(theirs.values()):
+        gap = round(max(mean(theirs[k]) for k in (2, 4)) - min(mean(ours[k]) for k in (2, 3, 4)), 2)
+        found["SF of 2 to 4 layers below the best of backpropagation by ≤ 1.5"] = [gap, gap <= 1.5]
+        deep = round(mean(ours[8]) - mean(theirs[8]), 2)
+        found["SF above backpropagation at 8 layers"] = [deep, deep > 0]
+        found["SF above backpropagation at 8 layers by ≥ 10"] = [deep, deep >= 10]
+    vn = [c["accuracy"] for c in collect(cells, "variant/FF, class nodes")]
+    if vn:
+        found["SF at least as good as FF with class nodes, 2 layers"] = [
+            round(mean(ours[2]) - mean(vn), 2),
+            mean(ours[2]) >= mean(vn),
+        ]
+    runs = collect(cells, "links")
+    if runs:
+        m = {key: mean([run[key] for run in runs]) for key in runs[0]}
+        lead, flat = m["CE 2"] - m["backpropagation 2"], abs(m["CE 4"] - m["CE 2"])
+        found["links, 2 layers: AUC above backpropagation by ≥ 5"] = [round(lead, 2), lead >= 5]
+        found["links: AUC of 4 layers within 1 of that of 2"] = [round(flat, 2), flat <= 1]
+    kept = cells["memory"]["forward"].values()
+    spread_ = max(kept) / min(kept) - 1
+    found["memory of SF, spread over depths < 5 %"] = [round(100 * spread_, 2), spread_ < 0.05]
+    if "whole" in cells:
+        held = cells["whole"]["MiB"]
+        found["all of Debian within 4096 MiB"] = [held, held < 4096]
+    return found
+
+
+def render(content: dict[str, Any]) -> str:
+    cells = content["cells"]
+    ours, runs = by_depth(cells), collect(cells, "sf")
+    text = head(content, "ForwardGNN")
+    text += f"{len(runs)} seeds. Paper, not measured here: {content['about']['paper']}.\n\n"
+    text += "## Digits, test accuracy in %, by depth\n\n"
+    rows = [["SF", *(spread(ours[k]) for k in ours)]]
+    row = ["backpropagation"]
+    for k in ours:
+        values = [c["accuracy"] for c in collect(cells, f"backprop/{k}")]
+        row.append(spread(values) if values else "")
+    text += table(["layers", *map(str, ours)], [*rows, row])
+    variants = {name: collect(cells, f"variant/{name}") for name in VARIANTS}
+    text += "\n## Other methods, two layers\n\n" + table(
+        ["", "test accuracy, %", "processor seconds"],
+        [
+            [name, spread([c["accuracy"] for c in found]), mean([c["seconds"] for c in found])]
+            for name, found in variants.items()
+            if found
+        ],
+    )
+    if found := collect(cells, "links"):
+        text += "\n## Links of the digits, AUC in %\n\n"
+        text += table(["", "AUC"], [[key, spread([run[key] for run in found])] for key in found[0]])
+    if found := collect(cells, "small"):
+        text += "\n## Debian's extract\n\n"
+        text += f"{found[0]['nodes']:,} packages of ten topics, {found[0]['edges']:,} dependencies.\n\n"
+        names = [key for key in found[0] if key not in ("nodes", "edges")]
+        text += table(["", "test accuracy, %"], [[key, spread([run[key] for run in found])] for key in names])
+    if "whole" in cells:
+        text += "\n## All of Debian\n\n" + table(
+            list(cells["whole"]), [[number(v) for v in cells["whole"].values()]]
+        )
+    kept = cells["memory"]
+    text += "\n## KiB that wait for a backward pass\n\n" + table(
+        ["layers", *kept["forward"]],
+        [[name, *(f"{v / 1024:,.0f}" for v in values.values())] for name, values in kept.items()],
+    )
+    text += "\n## Bars\n\n" + table(
+        ["", "measured", "met"], [[k, number(v[0]), number(v[1])] for k, v in bars(cells).items()]
+    )
+    if "cost" in cells:
+        c = cells["cost"]
+        text += "\n## Cost\n\nProcessor milliseconds, width 64, mean degree 8. Fitted exponents of nodes: "
+        text += f"{number(c['exponent'])}.\n\n" + table(
+            ["nodes", *map(str, c["nodes"])],
+            [[name, *(f"{1000 * v:.1f}" for v in c[name])] for name in ("step", "gather")],
+        )
+    draw(cells, ours)
+    return text + "\n![Accuracy and memory by depth](forwardgnn.png)\n"
+
+
+def draw(cells: dict[str, Any], ours: dict[int, list[float]]) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    theirs = {k: [c["accuracy"] for c in collect(cells, f"backprop/{k}")] for k in BACKPROP_DEPTHS}
+    for name, values in {"SF": ours, "backpropagation": {k: v for k, v in theirs.items() if v}}.items():
+        deviations = [statistics.stdev(v) if len(v) > 1 else 0 for v in values.values()]
+        left.errorbar(
+            list(values), [mean(v) for v in values.values()], deviations, fmt="o-", capsize=3, label=name
+        )
+    left.set(xlabel="layers", ylabel="test accuracy, %", title="digits")
+    left.legend(fontsize=8)
+    for name, values in {
+        "SF": cells["memory"]["forward"],
+        "backpropagation": cells["memory"]["backpropagation"],
+    }.items():
+        right.plot([int(k) for k in values], [v / 1024 for v in values.values()], "o-", label=name)
+    right.set(xlabel="layers", ylabel="KiB kept for a backward pass", ylim=(0, None))
+    right.legend(fontsize=8)
+    figure.savefig(RESULTS / "forwardgnn.png", dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cells = Cells("forwardgnn", ABOUT)
+    cells.once("memory", memory)
+    cells.once("cost", cost)
+    for seed in SEEDS:
+        cells.once(f"sf/{seed}", partial(sf, seed))
+        cells.once(f"backprop/8/{seed}", partial(backprop, 8, seed))
+    cells.once("whole", partial(in_child, whole))
+    for seed in SEEDS:
+        for layers in (2, 4):
+            cells.once(f"backprop/{layers}/{seed}", partial(backprop, layers, seed))
+        cells.once(f"small/{seed}", partial(small, seed))
+        for name in VARIANTS:
+            cells.once(f"variant/{name}/{seed}", partial(variant, name, seed))
+        cells.once(f"links/{seed}", partial(links, seed))
+
+
+if __name__ == "__main__":
+    main()
