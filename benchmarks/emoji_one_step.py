@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "scripts" / "recipes" / "one-step-emoji.yaml"
 GUIDANCE, PROMPTS, SAMPLES, EACH = 3.0, 200, 2000, 48
 FRECHET = "frechet_efficientnet_lite0"
-# A prompt, what should not be in its images, and the judge's name of it. Each is there without steering.
+# A prompt, what should not be in its images, and the judge's name of it.
 PAIRS = (
     ("a car", "a red car", "red"),
     ("an apple", "a red apple", "red"),
@@ -52,7 +52,12 @@ PAIRS = (
     ("an apple and a banana", "a banana", "banana"),
     ("a cat on a blue background", "blue background", "blue background"),
     ("a star", "a yellow star", "yellow"),
+    ("a balloon", "a red balloon", "red"),
+    ("a dress", "a pink dress", "pink"),
+    ("a fox on a yellow background", "yellow background", "yellow background"),
+    ("a penguin and a key", "a key", "key"),
 )
+THERE = 0.3  # Means are over pairs whose thing is seen in so many images without steering: else none can go.
 SCALES = {"nasa": (0.1, 0.2, 0.3, 0.4), "nag": (0.75, 1.5, 3.0)}
 # Seeds, steps and pictures of the students that are trained to compare kappas.
 KAPPAS = {
@@ -285,7 +290,7 @@ def render(content: dict[str, Any]) -> str:
 
 
 def negative_tables(cells: dict[str, Any]) -> str:
-    """For each model: means over all pairs, then still_seen (prompt_score) of each pair."""
+    """For each model: means over the pairs that have it, then still_seen (prompt_score) of each pair."""
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for key, figures in cells.items():
         if key.startswith("negative/"):
@@ -295,16 +300,20 @@ def negative_tables(cells: dict[str, Any]) -> str:
     for model, pairs in found.items():
         order = ["none", "guidance 3", *(f"{m} {s:g}" for m, scales in SCALES.items() for s in scales)]
         usual = [way for way in order if all(way in figures for figures in pairs.values())]
-        text += f"## Negative prompts: {model}\n\n{EACH} images a pair; the share that still shows it.\n\n"
+        there = [figures for figures in pairs.values() if figures["none"]["still_seen"] >= THERE]
+        text += (
+            f"## Negative prompts: {model}\n\n{EACH} images a pair; the share that still shows it. First, "
+            f"together, the pairs in which at least {THERE:.0%} show it without steering.\n\n"
+        )
         rows = []
         for way in usual:
             seen, score = (
-                statistics.mean(figures[way][what] for figures in pairs.values())
+                statistics.mean(figures[way][what] for figures in there)
                 for what in ("still_seen", "prompt_score")
             )
-            base = statistics.mean(figures["none"]["prompt_score"] for figures in pairs.values())
+            base = statistics.mean(figures["none"]["prompt_score"] for figures in there)
             rows.append([way, f"{seen:.3f}", f"{score:.3f}", f"{score / base - 1:+.1%}"])
-        text += table(["all pairs", "still seen", "prompt score", "change"], rows) + "\n"
+        text += table([f"{len(there)} pairs", "still seen", "prompt score", "change"], rows) + "\n"
         rows = [
             [pair, *(f"{f[w]['still_seen']:.2f} ({f[w]['prompt_score']:.2f})" for w in usual)]
             for pair, f in pairs.items()
