@@ -236,7 +236,7 @@ def picture(teacher: Any, student: Any, folder: Path) -> None:
         sheets.append(grid(images, columns=6, scale=3))
     save_png(side_by_side(sheets, chosen), folder / "emoji_one_step.png")
     rows = []
-    for prompt, negative, _ in PAIRS[:2] + PAIRS[6:8]:
+    for prompt, negative, _ in (PAIRS[1], PAIRS[4], PAIRS[6], PAIRS[-3]):
         rows.append(generate(student, student.scheduler, 1, range(6), prompt=prompt, guidance_scale=1.0))
         rows.append(
             generate(
@@ -246,7 +246,7 @@ def picture(teacher: Any, student: Any, folder: Path) -> None:
                 range(6),
                 prompt=prompt,
                 negative_prompt=negative,
-                call=NASA(student, 0.2),
+                call=NASA(student, 0.4),
             )
         )
     save_png(grid(torch.cat(rows), columns=6, scale=3), folder / "emoji_one_step_negative.png")
@@ -319,7 +319,7 @@ def negative_tables(cells: dict[str, Any]) -> str:
             for pair, f in pairs.items()
         ]
         text += table(["prompt - negative prompt", *usual], rows) + "\n"
-    return text + ("![Plain above, NASA 0.2 below](emoji_one_step_negative.png)\n\n" if found else "")
+    return text + ("![Plain above, NASA 0.4 below](emoji_one_step_negative.png)\n\n" if found else "")
 
 
 def main() -> None:
