@@ -39,7 +39,7 @@ from dmkit.auxiliary.rl.step_dpo.training import collect, evaluate, fit, supervi
 from dmkit.training.arguments import TrainingArguments
 
 SEEDS, COUNT, TEST = (0, 1, 2), 1500, 2000
-COUNTS = (400, 750, 1500, 3000)
+COUNTS, BEYOND = (400, 750, 1500, 3000), (6000,)
 AGGRESSIVE, GENTLE = {"beta": 0.3, "learning_rate": 2e-4}, {"beta": 1.0, "learning_rate": 5e-5}
 # name -> start, pairing, how, whether labels are soft
 VARIANTS: dict[str, tuple[str, str, dict[str, float], bool]] = {
@@ -100,7 +100,6 @@ class Lesson:
         self.test = make_problems(TEST, seed, start=10_000 - TEST)
         self.tokenizer, self.splitter = tiny_tokenizer(), StepSplitter()
         self.models: dict[str, nn.Module] = {}
-        self._made = False
 
     def fit(self, make: Any, model: nn.Module, rows: Any, steps: int, rate: float) -> nn.Module:
         with tempfile.TemporaryDirectory() as folder:
@@ -113,15 +112,19 @@ class Lesson:
         found = evaluate(self.policy(model), self.test, check)
         return {name: round(100 * value, 2) for name, value in found.items()}
 
+    def sft(self) -> nn.Module:
+        if "sft" not in self.models:
+            torch.manual_seed(self.seed)
+            given = {p: [p.solution] for p in self.problems}
+            rows = supervised_rows(supervised(self.tokenizer, given, self.splitter))
+            self.models["sft"] = self.fit(SupervisedTask, tiny_model(self.tokenizer), rows, 1000, 2e-3)
+        return self.models["sft"]
+
     def prepare(self) -> None:
         """SFT, samples, values, RFT."""
-        if self._made:
+        if "rft" in self.models:
             return
-        self._made = True
-        torch.manual_seed(self.seed)
-        given = {p: [p.solution] for p in self.problems}
-        rows = supervised_rows(supervised(self.tokenizer, given, self.splitter))
-        sft = self.models["sft"] = self.fit(SupervisedTask, tiny_model(self.tokenizer), rows, 1000, 2e-3)
+        sft = self.sft()
         policy = self.policy(sft)
         self.sampled = collect(policy, self.problems, check, seed=self.seed)
         self.values = step_values(
@@ -203,23 +206,27 @@ def theory(beta: float) -> dict[str, Any]:
 
 def of(cells: dict[str, Any], kind: str, key: str = "accuracy") -> list[float]:
     """One number a seed; `kind` is SFT, RFT or a variant."""
-    if kind in ("SFT", "RFT"):
-        found = [cells.get(f"base/{COUNT}/{seed}", {}).get(kind.lower()) for seed in SEEDS]
-    else:
-        found = [cells.get(f"dpo/{COUNT}/{kind}/{seed}") for seed in SEEDS]
+    found = [at(cells, kind, COUNT, seed) for seed in SEEDS]
     return [one[key] for one in found if one]
 
 
+def at(cells: dict[str, Any], kind: str, count: int, seed: int) -> dict[str, float] | None:
+    """What was measured of SFT, RFT or a variant, with so many problems."""
+    base = cells.get(f"base/{count}/{seed}", {})
+    if kind == "SFT":
+        return base.get("sft") or cells.get(f"sft/{count}/{seed}")
+    return base.get("rft") if kind == "RFT" else cells.get(f"dpo/{count}/{kind}/{seed}")
+
+
 def curve(cells: dict[str, Any], kind: str) -> dict[int, float]:
-    """Mean accuracy by the number of problems."""
+    """Mean accuracy by the number of problems, over the seeds for which SFT's curve is whole."""
+    known = {count: {s for s in SEEDS if at(cells, "SFT", count, s)} for count in (*COUNTS, *BEYOND)}
+    whole = set.intersection(*filter(None, known.values())) if any(known.values()) else set()
     found: dict[int, float] = {}
-    for count in COUNTS:
-        if kind in ("SFT", "RFT"):
-            each = [cells.get(f"base/{count}/{seed}", {}).get(kind.lower()) for seed in SEEDS]
-        else:
-            each = [cells.get(f"dpo/{count}/{kind}/{seed}") for seed in SEEDS]
-        if known := [one["accuracy"] for one in each if one]:
-            found[count] = statistics.mean(known)
+    for count in known:
+        each = [one["accuracy"] for seed in whole if (one := at(cells, kind, count, seed))]
+        if each:
+            found[count] = statistics.mean(each)
     return found
 
 
@@ -279,9 +286,9 @@ def render(content: dict[str, Any]) -> str:
         ["", "measured", "met"], [[name, number(v[0]), number(v[1])] for name, v in bars(cells).items()]
     )
     curves = {name: curve(cells, name) for name in ("SFT", "RFT", CURVE)}
-    rows = []
+    rows, counts = [], (*COUNTS, *BEYOND)
     for name, points in curves.items():
-        row = [name, *(f"{points[n]:.1f}" if n in points else "" for n in COUNTS)]
+        row = [name, *(f"{points[n]:.1f}" if n in points else "" for n in counts)]
         for count in (750, 1500):
             if name != "SFT" and count in points and curves["SFT"]:
                 times, within = worth(curves["SFT"], count, points[count])
@@ -289,7 +296,7 @@ def render(content: dict[str, Any]) -> str:
             else:
                 row.append("")
         rows.append(row)
-    header = ["", *(f"{n} problems" for n in COUNTS), "worth, of 750", "worth, of 1500"]
+    header = ["", *(f"{n} problems" for n in counts), "worth, of 750", "worth, of 1500"]
     text += "\n## Accuracy over problems\n\nWorth: how many times as many problems SFT needs for it.\n\n"
     text += table(header, rows)
     text += "\n## The optimum\n\nFour next steps, π_ref = 0.1 … 0.4, Q = 0.9, 0.5, 0.2, 0.\n\n"
@@ -316,7 +323,7 @@ def draw(cells: dict[str, Any], curves: dict[str, dict[int, float]]) -> None:
     for name, points in curves.items():
         if points:
             right.semilogx(list(points), list(points.values()), "o-", label=name)
-    right.set_xticks(COUNTS, [str(n) for n in COUNTS])
+    right.set_xticks((*COUNTS, *BEYOND), [str(n) for n in (*COUNTS, *BEYOND)])
     right.minorticks_off()
     right.set(xlabel="problems", ylabel="accuracy, %")
     right.legend(fontsize=8)
@@ -338,6 +345,10 @@ def main() -> None:
         cells.once(f"theory/{beta:g}", lambda beta=beta: theory(beta))
     for seed in SEEDS:
         measure(cells, COUNT, seed, VARIANTS)
+    for count in (*COUNTS, *BEYOND):
+        for seed in SEEDS:
+            alone = Lesson(count, seed)
+            cells.once(f"sft/{count}/{seed}", lambda alone=alone: alone.measure(alone.sft()))
     for count in COUNTS:
         for seed in SEEDS:
             measure(cells, count, seed, [CURVE])

@@ -153,7 +153,7 @@ class Federation(Task):
         if number > self._ended:
             self.end_round(number)
         alpha = ramp(settings.progress(step.number), settings.gamma)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for k, (inputs, labels) in self.clients.items():
             torch.manual_seed(derive_seed(self.seed, step.number, k, 6))  # of dropout
             rows = self._rows(len(inputs), len(batch["row"]), step.number, k, 4)

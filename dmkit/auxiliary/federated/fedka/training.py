@@ -70,7 +70,10 @@ class Arguments:
 
     def load(self, seed: int) -> tuple[list[Labelled], torch.Tensor, Labelled]:
         """The clients, the site's inputs, and its test."""
-        domains, target, test = {"shifted": shifted, "family": digit_family}[self.data](self.target, seed)
+        if self.data == "shifted":
+            domains, target, test = shifted(self.target, seed)
+        else:
+            domains, target, test = digit_family(self.target, seed)
         shares = self.clients // len(domains)
         clients = [(x[k::shares], y[k::shares]) for x, y in domains for k in range(shares)]
         return clients, target, test

@@ -37,7 +37,7 @@ from .tasks import (
     preference_rows,
     supervised_rows,
 )
-from .values import ESTIMATORS, step_values
+from .values import ESTIMATORS, StepValues, step_values
 
 OBJECTIVES = (*PAIRINGS, "advantage", "rft", "sft")
 
@@ -201,7 +201,7 @@ def run(arguments: Arguments, training: TrainingArguments) -> dict[str, Any]:
         negatives=arguments.negatives,
         seed=seed,
     )
-    values = []
+    values: list[StepValues] = []
     if arguments.objective not in ("sft", "rft"):
         solutions = sampled.negatives
         if arguments.objective == "advantage":
@@ -257,7 +257,10 @@ def run(arguments: Arguments, training: TrainingArguments) -> dict[str, Any]:
 def _prepare(
     arguments: Arguments, seed: int
 ) -> tuple[list[Problem], list[Problem], AnswerChecker, LanguageModel]:
-    options = {"temperature": arguments.temperature, "max_new_tokens": arguments.max_new_tokens}
+    options: dict[str, Any] = {
+        "temperature": arguments.temperature,
+        "max_new_tokens": arguments.max_new_tokens,
+    }
     if arguments.model == "tiny":
         parts = [
             arithmetic.make_problems(count, seed, template=arguments.template, start=start)
