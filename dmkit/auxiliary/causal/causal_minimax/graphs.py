@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import networkx as nx
 
-Node: TypeAlias = Hashable
+Node: TypeAlias = Any  # hashable; with data, the name of a column
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,8 @@ def first_extension(graph: nx.DiGraph) -> nx.DiGraph:
 
 def _can_be_last(graph: nx.DiGraph, node: Node) -> bool:
     """No arrow out of it; and each undirected neighbour is adjacent to all others around it."""
-    around = set(graph.predecessors(node)) | set(graph.successors(node))
-    if any(not graph.has_edge(other, node) for other in graph.successors(node)):
+    below, around = set(graph.successors(node)), set(graph.predecessors(node))
+    if below - around:
         return False
-    joined = (
-        (a, b) for a in graph.successors(node) for b in around - {a}
-    )  # successors of it are its undirected neighbours
-    return all(graph.has_edge(a, b) or graph.has_edge(b, a) for a, b in joined)
+    pairs = ((a, b) for a in below for b in around - {a})
+    return all(graph.has_edge(a, b) or graph.has_edge(b, a) for a, b in pairs)
