@@ -163,8 +163,8 @@ def build(packages: Packages, root: Path) -> None:
         with atomic_file(root / FILES[small]) as draft:
             save_file(content, str(draft))
         nodes, edges = len(content["y"]), content["depends"].shape[1]
-        classes = int(content["y"].max()) + 1
-        print(f"{FILES[small]}: {nodes:,} packages, {edges:,} dependencies, {classes} classes")
+        kinds = int(content["y"].max()) + 1
+        print(f"{FILES[small]}: {nodes:,} packages, {edges:,} dependencies, {kinds} classes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
