@@ -26,6 +26,8 @@ ORDER = (
     "rws",
     "nbpo",
     "ef21w",
+    "fedka",
+    "step_dpo",
     "render",
 )
 
