@@ -3,11 +3,11 @@
     python benchmarks/step_dpo.py        (about ten minutes on a core)
 
 A Llama of two layers and 48 thousand weights adds four digits, one a line, in an order that the given
-solutions choose at random; the check sees the last digit only. SFT: 1000 steps of 64 at 0.002. RFT: 300
-more at 0.001 with its own right solutions, at most four of eight a problem. Pairs: at most two wrong ones
-of the eight, their steps valued by five endings each. DPO: 200 steps of 64, aggressive at beta 0.3 and
-0.0002, gentle at beta 1 and 0.00005. Accuracy in per cent of the likeliest solutions of 2000 other
-problems: its standard error is 1.1.
+solutions choose at random; the check sees the last digit only. SFT at 0.002, RFT from there at 0.001 with
+its own right solutions, at most four of eight a problem, batches of 64. Pairs: at most two wrong ones of
+the eight, their steps valued by five endings each. DPO: aggressive at beta 0.3 and 0.0002, gentle at beta 1
+and 0.00005. Accuracy in per cent of the likeliest solutions of 2000 other problems: its standard error is
+1.1 or less.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -38,8 +38,13 @@ from dmkit.auxiliary.rl.step_dpo.tasks import preference_rows, supervised_rows
 from dmkit.auxiliary.rl.step_dpo.training import collect, evaluate, fit, supervised
 from dmkit.training.arguments import TrainingArguments
 
-SEEDS, COUNT, TEST = (0, 1, 2), 1500, 2000
-COUNTS, BEYOND = (400, 750, 1500, 3000), (6000,)
+SEEDS, TABLES, TEST = (0, 1, 2), (300, 1500), 2000
+COUNTS, SHORT = (400, 750, 1500, 3000), (300, 600, 1200)
+CURVES = {"short training": SHORT, "long training": COUNTS}
+# Steps of SFT, RFT and DPO: shorter with few problems, which a long SFT learns by heart.
+STEPS, LONG = {300: (400, 100, 100)}, (1000, 300, 200)
+# 100 steps are over twenty passes over the pairs of 300 problems; these are about as many as 200 are of 1500.
+FEWER, FEW = (400, 100, 40), ", 40 steps"
 AGGRESSIVE, GENTLE = {"beta": 0.3, "learning_rate": 2e-4}, {"beta": 1.0, "learning_rate": 5e-5}
 # name -> start, pairing, how, whether labels are soft
 VARIANTS: dict[str, tuple[str, str, dict[str, float], bool]] = {
@@ -55,6 +60,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, float], bool]] = {
     "aggressive, shared prefix, soft labels": ("sft", "shared_prefix", AGGRESSIVE, True),
 }
 CURVE = "from RFT, pit prefix"
+NAMES = ("SFT", "RFT", *VARIANTS, *(f"{name}{FEW}" for name in VARIANTS if name.startswith("from RFT")))
 # The figures of an earlier small experiment, before this code, by seed: other problems, SFT of 1500 steps at
 # 0.001, DPO of 300, 500 test problems.
 EARLIER = {
@@ -94,8 +100,8 @@ def training(folder: str, seed: int, steps: int, learning_rate: float) -> Traini
 class Lesson:
     """A model, taught from so many problems, and what it makes of them; each part when it is asked for."""
 
-    def __init__(self, count: int, seed: int):
-        self.seed = seed
+    def __init__(self, count: int, seed: int, steps: tuple[int, int, int] | None = None):
+        self.seed, self.steps = seed, steps or STEPS.get(count, LONG)
         self.problems = make_problems(count, seed)
         self.test = make_problems(TEST, seed, start=10_000 - TEST)
         self.tokenizer, self.splitter = tiny_tokenizer(), StepSplitter()
@@ -117,7 +123,9 @@ class Lesson:
             torch.manual_seed(self.seed)
             given = {p: [p.solution] for p in self.problems}
             rows = supervised_rows(supervised(self.tokenizer, given, self.splitter))
-            self.models["sft"] = self.fit(SupervisedTask, tiny_model(self.tokenizer), rows, 1000, 2e-3)
+            self.models["sft"] = self.fit(
+                SupervisedTask, tiny_model(self.tokenizer), rows, self.steps[0], 2e-3
+            )
         return self.models["sft"]
 
     def prepare(self) -> None:
@@ -138,7 +146,7 @@ class Lesson:
         )
         own = {p: [p.solution, *self.sampled.positives[p.question]] for p in self.problems}
         rows = supervised_rows(supervised(self.tokenizer, own, self.splitter))
-        self.models["rft"] = self.fit(SupervisedTask, sft, rows, 300, 1e-3)
+        self.models["rft"] = self.fit(SupervisedTask, sft, rows, self.steps[1], 1e-3)
 
     def base(self) -> dict[str, Any]:
         self.prepare()
@@ -165,7 +173,7 @@ class Lesson:
         before, beta = self.models[start], how["beta"]
         rows, _ = preference_rows(pairs, before, soft_labels=soft)
         make = lambda model: PreferenceTask(model, beta=beta, soft_labels=soft)  # noqa: E731
-        after = self.fit(make, before, rows, 200, how["learning_rate"])
+        after = self.fit(make, before, rows, self.steps[2], how["learning_rate"])
         moved = {k: round(v, 4) for k, v in make(after).figures(rows).items()}
         return {**self.measure(after), "pairs": len(pairs), "left out": dict(left_out), "moved": moved}
 
@@ -204,9 +212,9 @@ def theory(beta: float) -> dict[str, Any]:
 # Tables and the plot
 
 
-def of(cells: dict[str, Any], kind: str, key: str = "accuracy") -> list[float]:
+def of(cells: dict[str, Any], kind: str, count: int, key: str = "accuracy") -> list[float]:
     """One number a seed; `kind` is SFT, RFT or a variant."""
-    found = [at(cells, kind, COUNT, seed) for seed in SEEDS]
+    found = [at(cells, kind, count, seed) for seed in SEEDS]
     return [one[key] for one in found if one]
 
 
@@ -214,13 +222,17 @@ def at(cells: dict[str, Any], kind: str, count: int, seed: int) -> dict[str, flo
     """What was measured of SFT, RFT or a variant, with so many problems."""
     base = cells.get(f"base/{count}/{seed}", {})
     if kind == "SFT":
-        return base.get("sft") or cells.get(f"sft/{count}/{seed}")
-    return base.get("rft") if kind == "RFT" else cells.get(f"dpo/{count}/{kind}/{seed}")
+        short = cells.get(f"sft-short/{count}/{seed}")
+        return base.get("sft") or cells.get(f"sft/{count}/{seed}") or short
+    if kind == "RFT":
+        return base.get("rft")
+    steps = "dpo-40" if kind.endswith(FEW) else "dpo"
+    return cells.get(f"{steps}/{count}/{kind.removesuffix(FEW)}/{seed}")
 
 
-def curve(cells: dict[str, Any], kind: str) -> dict[int, float]:
+def curve(cells: dict[str, Any], kind: str, counts: Sequence[int]) -> dict[int, float]:
     """Mean accuracy by the number of problems, over the seeds for which SFT's curve is whole."""
-    known = {count: {s for s in SEEDS if at(cells, "SFT", count, s)} for count in (*COUNTS, *BEYOND)}
+    known = {count: {s for s in SEEDS if at(cells, "SFT", count, s)} for count in counts}
     whole = set.intersection(*filter(None, known.values())) if any(known.values()) else set()
     found: dict[int, float] = {}
     for count in known:
@@ -230,75 +242,72 @@ def curve(cells: dict[str, Any], kind: str) -> dict[int, float]:
     return found
 
 
-def worth(reference: dict[int, float], count: int, accuracy: float) -> tuple[float, bool]:
-    """How many times `count` problems the reference needs for an accuracy, by its curve over log problems.
-
-    Returns:
-        That, and whether it lies within the curve; its end if not.
-    """
+def worth(reference: dict[int, float], count: int, accuracy: float) -> str:
+    """How many times `count` problems the reference needs for an accuracy, by its curve over log problems."""
     points = sorted(reference.items())
     for (a, low), (b, high) in pairwise(points):
         if low <= accuracy <= high:
             share = (accuracy - low) / max(high - low, 1e-9)
-            return math.exp(math.log(a) + share * math.log(b / a)) / count, True
-    return points[-1][0] / count, False
+            return f"{math.exp(math.log(a) + share * math.log(b / a)) / count:.2f}x"
+    beyond = accuracy > points[-1][1]
+    return f"more than {points[-1][0] / count:.2f}x" if beyond else f"less than {points[0][0] / count:.2f}x"
 
 
-def bars(cells: dict[str, Any]) -> dict[str, Any]:
+def bars(cells: dict[str, Any], count: int) -> dict[str, Any]:
     """What is asked, what was measured, whether it is met."""
     found: dict[str, Any] = {}
-    full, cut = of(cells, "aggressive, full"), of(cells, "aggressive, pit prefix")
-    if full and len(full) == len(cut):
-        least = min(b - a for a, b in zip(full, cut, strict=True))
-        found["aggressive: pit prefix above full by 8 points at every seed"] = [least, least >= 8]
-    starts = {name: of(cells, name) for name in ("from RFT, full", "from RFT, shared prefix", "RFT")}
-    best = of(cells, CURVE)
-    for name, values in starts.items():
-        if best and len(values) == len(best):
-            gain = statistics.mean(best) - statistics.mean(values)
-            found[f"mean of {CURVE} minus {name}"] = [gain, gain >= 0]
-    gentle, sft = of(cells, "from SFT, pit prefix"), of(cells, "SFT")
-    if gentle and len(gentle) == len(sft):
-        gain = statistics.mean(gentle) - statistics.mean(sft)
-        found["mean of from SFT, pit prefix minus SFT"] = [gain, gain >= 0]
+
+    def paired(better: str, worse: str) -> list[float]:
+        each = [(at(cells, better, count, seed), at(cells, worse, count, seed)) for seed in SEEDS]
+        return [a["accuracy"] - b["accuracy"] for a, b in each if a and b]
+
+    if gains := paired("aggressive, pit prefix", "aggressive, full"):
+        text = f"aggressive: pit prefix above full by 8 points at each of {len(gains)} seeds"
+        found[text] = [min(gains), min(gains) >= 8]
+    for few in ("", FEW):
+        for name in (f"from RFT, full{few}", f"from RFT, shared prefix{few}", "RFT"):
+            if gains := paired(f"{CURVE}{few}", name):
+                text = f"{CURVE}{few} minus {name}, mean of {len(gains)} seeds"
+                found[text] = [statistics.mean(gains), statistics.mean(gains) >= 0]
+    if gains := paired("from SFT, pit prefix", "SFT"):
+        text = f"from SFT, pit prefix minus SFT, mean of {len(gains)} seeds"
+        found[text] = [statistics.mean(gains), statistics.mean(gains) >= 0]
     return found
 
 
 def render(content: dict[str, Any]) -> str:
     cells = content["cells"]
     text = head(content, "Per-step negatives")
-    rows = []
-    for name in ("SFT", "RFT", *VARIANTS):
-        if values := of(cells, name):
-            earlier = EARLIER.get(name)
-            rows.append(
-                [
-                    name,
-                    " / ".join(f"{v:.1f}" for v in values),
-                    spread(values),
-                    spread(of(cells, name, "wrong_steps")),
-                    " / ".join(map(str, earlier)) if earlier else "",
-                ]
-            )
-    header = ["", "accuracy by seed", "mean", "wrong steps", "accuracy, earlier experiment"]
-    text += f"## {COUNT} problems\n\n" + table(header, rows)
-    text += "\n## Bars\n\n" + table(
-        ["", "measured", "met"], [[name, number(v[0]), number(v[1])] for name, v in bars(cells).items()]
-    )
-    curves = {name: curve(cells, name) for name in ("SFT", "RFT", CURVE)}
-    rows, counts = [], (*COUNTS, *BEYOND)
-    for name, points in curves.items():
-        row = [name, *(f"{points[n]:.1f}" if n in points else "" for n in counts)]
-        for count in (750, 1500):
-            if name != "SFT" and count in points and curves["SFT"]:
-                times, within = worth(curves["SFT"], count, points[count])
-                row.append(f"{'' if within else 'beyond '}{times:.2f}x")
-            else:
-                row.append("")
-        rows.append(row)
-    header = ["", *(f"{n} problems" for n in counts), "worth, of 750", "worth, of 1500"]
-    text += "\n## Accuracy over problems\n\nWorth: how many times as many problems SFT needs for it.\n\n"
-    text += table(header, rows)
+    for count in TABLES:
+        rows = []
+        for name in NAMES:
+            if values := of(cells, name, count):
+                wrong = spread(of(cells, name, count, "wrong_steps"))
+                rows.append([name, " / ".join(f"{v:.1f}" for v in values), spread(values), wrong])
+                if count == 1500:
+                    rows[-1].append(" / ".join(map(str, EARLIER.get(name, ()))))
+        if not rows:
+            continue
+        steps = " / ".join(map(str, STEPS.get(count, LONG)))
+        text += f"## {count} problems, {steps} steps of SFT, RFT and DPO\n\n"
+        header = ["", "accuracy by seed", "mean", "wrong steps"]
+        text += table([*header, *(["accuracy, earlier experiment"] if count == 1500 else [])], rows) + "\n"
+        found = bars(cells, count)
+        rows = [[name, number(v[0]), number(v[1])] for name, v in found.items()]
+        text += table(["", "measured", "met"], rows) + "\n"
+    curves = {}
+    text += "## Accuracy over problems\n\nWorth: how many times as many problems SFT needs for it.\n"
+    for label, counts in CURVES.items():
+        curves |= {f"{name}, {label}": curve(cells, name, counts) for name in ("SFT", "RFT", CURVE)}
+        reference, rows = curves[f"SFT, {label}"], []
+        for name in ("SFT", "RFT", CURVE):
+            points = curves[f"{name}, {label}"]
+            row = [name, *(f"{points[n]:.1f}" if n in points else "" for n in counts)]
+            found = [worth(reference, n, v) for n, v in points.items() if name != "SFT"]
+            row.append(" / ".join(found))
+            rows.append(row)
+        text += f"\n{label.capitalize()}, mean of the seeds that have all of SFT's.\n\n"
+        text += table(["", *(f"{n} problems" for n in counts), "worth"], rows)
     text += "\n## The optimum\n\nFour next steps, π_ref = 0.1 … 0.4, Q = 0.9, 0.5, 0.2, 0.\n\n"
     rows = [[key.partition("/")[2], *map(number, c.values())] for key, c in cells.items() if "theory" in key]
     if rows:
@@ -312,18 +321,23 @@ def draw(cells: dict[str, Any], curves: dict[str, dict[int, float]]) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
-    names = [name for name in ("SFT", "RFT", *VARIANTS) if of(cells, name)]
-    for y, name in enumerate(names):
-        values = of(cells, name)
-        left.barh(y, statistics.mean(values), color="tab:blue" if "pit" in name else "silver")
-        left.plot(values, [y] * len(values), "k.", ms=5)
+    shown = [count for count in TABLES if of(cells, "aggressive, full", count)]
+    names = [name for name in NAMES if any(of(cells, name, c) for c in shown)]
+    for shift, count in enumerate(shown):
+        for y, name in enumerate(names):
+            if values := of(cells, name, count):
+                place = y + 0.4 * shift - 0.2 * (len(shown) - 1)
+                colour = ("tab:blue", "navy")[shift] if "pit" in name else ("silver", "grey")[shift]
+                left.barh(place, statistics.mean(values), 0.36, color=colour)
+                left.plot(values, [place] * len(values), "k.", ms=4)
     left.set_yticks(range(len(names)), names, fontsize=8)
     left.invert_yaxis()
-    left.set(xlabel="accuracy, %", title=f"{COUNT} problems; points: seeds")
+    left.set_xlabel("accuracy, %")
+    left.set_title(f"problems: {', then '.join(map(str, shown))}; points: seeds", fontsize=9)
     for name, points in curves.items():
         if points:
             right.semilogx(list(points), list(points.values()), "o-", label=name)
-    right.set_xticks((*COUNTS, *BEYOND), [str(n) for n in (*COUNTS, *BEYOND)])
+    right.set_xticks((*SHORT, *COUNTS), [str(n) for n in (*SHORT, *COUNTS)], fontsize=7, rotation=60)
     right.minorticks_off()
     right.set(xlabel="problems", ylabel="accuracy, %")
     right.legend(fontsize=8)
@@ -343,12 +357,22 @@ def main() -> None:
     cells = Cells("step_dpo", ABOUT)
     for beta in (0.3, 1.0):
         cells.once(f"theory/{beta:g}", lambda beta=beta: theory(beta))
+    for count in TABLES:
+        for seed in SEEDS:
+            measure(cells, count, seed, VARIANTS)
     for seed in SEEDS:
-        measure(cells, COUNT, seed, VARIANTS)
-    for count in (*COUNTS, *BEYOND):
+        few = Lesson(TABLES[0], seed, FEWER)
+        for name in (name for name in VARIANTS if name.startswith("from RFT")):
+            key = f"dpo-40/{TABLES[0]}/{name}/{seed}"
+            cells.once(key, lambda few=few, name=name: few.variant(name))
+    for count in COUNTS:
         for seed in SEEDS:
             alone = Lesson(count, seed)
             cells.once(f"sft/{count}/{seed}", lambda alone=alone: alone.measure(alone.sft()))
+    for count in SHORT[1:]:
+        for seed in SEEDS:
+            alone = Lesson(count, seed, STEPS[SHORT[0]])
+            cells.once(f"sft-short/{count}/{seed}", lambda alone=alone: alone.measure(alone.sft()))
     for count in COUNTS:
         for seed in SEEDS:
             measure(cells, count, seed, [CURVE])
