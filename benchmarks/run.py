@@ -28,6 +28,8 @@ ORDER = (
     "ef21w",
     "fedka",
     "step_dpo",
+    "forwardgnn",
+    "w2pgnn",
     "render",
 )
 

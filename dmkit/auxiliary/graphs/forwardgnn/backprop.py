@@ -31,6 +31,7 @@ class Backprop(ModelMixin, ConfigMixin):
         hidden_channels: of the others.
         num_layers: number of convolutions.
         conv: "gcn", "sage" or "gat" (one head in the last).
+        unit_rows: whether features are brought to length 1 first, as for forward learning.
     """
 
     @register_to_config
@@ -41,6 +42,7 @@ class Backprop(ModelMixin, ConfigMixin):
         hidden_channels: int = 128,
         num_layers: int = 2,
         conv: str = "gcn",
+        unit_rows: bool = True,
     ):
         super().__init__()
         widths = [in_channels, *[hidden_channels] * (num_layers - 1), outputs]
@@ -50,8 +52,8 @@ class Backprop(ModelMixin, ConfigMixin):
         )
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """(N, in_channels), normalised as for forward learning -> (N, outputs)."""
-        h = normalize(x)
+        """(N, in_channels) -> (N, outputs)."""
+        h = normalize(x) if self.config.unit_rows else x
         for k, conv in enumerate(self.convs):
             h = conv(h if k == 0 else h.relu(), edge_index)
         return h
