@@ -44,7 +44,7 @@ from dmkit.training.arguments import TrainingArguments
 from dmkit.training.trainer import Step
 
 SEEDS, DEPTH, WIDTH, DECAY = (0, 1, 2), 8, 64, 5e-4
-BACKPROP_DEPTHS, MEMORY_DEPTHS = (2, 4, 8, 16), (1, 2, 4, 8)
+BACKPROP_DEPTHS, MEMORY_DEPTHS = (2, 4, 8), (1, 2, 4, 8)
 SIZES = (2000, 4000, 8000, 16000, 32000, 64000)
 VARIANTS: dict[str, dict[str, Any]] = {
     "Top-To-Loss": {"method": "sf", "top_down": "loss"},
@@ -388,7 +388,6 @@ def main() -> None:
         cells.once(f"sf/{seed}", partial(sf, seed))
         cells.once(f"backprop/8/{seed}", partial(backprop, 8, seed))
         cells.once(f"as published/8/{seed}", partial(backprop, 8, seed, papers=True))
-    cells.once("backprop/16/0", partial(backprop, 16, 0))
     cells.once("whole", partial(in_child, whole))
     for seed in SEEDS:
         for layers in (2, 4):
