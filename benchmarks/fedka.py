@@ -246,6 +246,7 @@ def draw(cells: dict[str, Any]) -> None:
             right.loglog(list(costs), list(costs.values()), "o-", label=RUNS[run][1])
     right.set(xlabel="clients", ylabel="processor seconds a round")
     right.set_xticks(COUNTS, [str(k) for k in COUNTS])
+    right.minorticks_off()
     right.legend(fontsize=7)
     figure.savefig(RESULTS / "fedka.png", dpi=110)
     plt.close(figure)
