@@ -31,6 +31,7 @@ $(VENV)/.app: $(VENV)/.user
 
 $(VENV)/.developer: $(VENV)/.user
 	$(PIP) -e '.[metrics,app,recommendation,graphs,causal,rl,dev]'
+	$(PIP) --no-deps aeon  # the series that it carries, not its code
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.developer
