@@ -27,6 +27,7 @@ ORDER = (
     "nbpo",
     "ef21w",
     "fedka",
+    "dbpm",
     "step_dpo",
     "forwardgnn",
     "w2pgnn",
