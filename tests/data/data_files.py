@@ -15,7 +15,7 @@ from PIL import Image
 def idx(array: np.ndarray) -> bytes:
     """A gzipped IDX file of unsigned bytes."""
     header = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    return gzip.compress(header + array.tobytes())
+    return gzip.compress(header + array.tobytes(), mtime=0)
 
 
 def png(pixels: np.ndarray) -> bytes:
