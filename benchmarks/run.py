@@ -33,6 +33,7 @@ ORDER = (
     "step_dpo",
     "forwardgnn",
     "w2pgnn",
+    "biper",
     "render",
 )
 
