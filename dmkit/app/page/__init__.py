@@ -27,8 +27,9 @@ CSS = """
 #dmkit-examples thead, #dmkit-examples td:nth-child(n+2) { display: none; }
 #dmkit-examples tbody { display: flex; flex-wrap: wrap; }
 #dmkit-examples tr, #dmkit-examples td { border: 0; padding: 4px; background: none; }
-/* Numbers of lines are measured while the code is still hidden, and stand beside other lines then. */
+/* Code is measured while still hidden: numbers would stand beside other lines, the box be too high. */
 .cm-gutters { display: none !important; }
+.cm-scroller { min-height: 0 !important; max-height: 480px !important; }
 /* The names of files whole, and no button to remove what cannot be removed. */
 .dmkit-files .file-preview { table-layout: auto; }
 .dmkit-files .file-preview .stem { max-width: none; overflow: visible; }

@@ -16,7 +16,7 @@ def page(cards: Sequence[Card]) -> None:
         gr.Markdown(f"### {card.name}\n{card.what}")
         if not (card.picture or card.example or card.table):
             continue
-        with gr.Accordion(f"Example and results of {card.name}", open=len(cards) == 1):
+        with gr.Accordion("Example and results", open=len(cards) == 1):
             with gr.Row():
                 if card.picture is not None:
                     gr.Image(

@@ -169,7 +169,6 @@ class Results:
             )
             code = gr.Code(
                 label="Python",
-                max_lines=24,
                 language="python",
                 interactive=False,
                 wrap_lines=True,

@@ -45,8 +45,8 @@ def page(desk: Desk) -> None:
                 resume = gr.Button("Resume", min_width=80)
         with gr.Column(scale=2, min_width=NARROW):
             status = gr.Markdown("No training yet.", container=True)
+            # Begun with an empty frame, the first lines can be left out.
             losses = gr.LinePlot(
-                frame([], **LOSSES),
                 x="step",
                 y="value",
                 color="loss",
@@ -68,8 +68,6 @@ def page(desk: Desk) -> None:
                     language="shell",
                     interactive=False,
                     wrap_lines=True,
-                    lines=2,
-                    max_lines=6,
                 )
                 log = gr.Textbox(label="Log", lines=8, max_lines=12, interactive=False)
     outputs = [status, losses, samples, command, log]
@@ -86,7 +84,7 @@ def page(desk: Desk) -> None:
         )
         return [
             state.status,
-            frame(state.losses, **LOSSES),
+            frame(state.losses, **LOSSES) if state.losses else None,
             shown,
             trainings.shown_command(),
             state.log,
