@@ -10,6 +10,7 @@ from ..auxiliary import methods
 
 DOCS = Path(__file__).parents[2] / "docs"
 _EXAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*\)\n?")  # of the page; the card has its own
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,6 @@ def _card(field: str, method: str, what: str, docs: Path) -> Card:
         f"{field}/{method}",
         what,
         example.group(1) if example else "",
-        table.read_text(encoding="utf-8") if table.is_file() else "",
+        _PICTURE.sub("", table.read_text(encoding="utf-8")) if table.is_file() else "",
         pictures[0] if pictures else None,
     )

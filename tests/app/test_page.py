@@ -226,7 +226,7 @@ def test_cards_of_auxiliary_methods(tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "methods", lambda: [Method("forward", "graphs", "Learns.")])
     assert cards(docs) == [Card("graphs/forward", "Learns.")]
     (docs / "methods" / "forward.md").write_text("# F\n\n```python\nprint(1)\n```\n")
-    (docs / "results" / "forward.md").write_text("| a |\n| --- |\n")
+    (docs / "results" / "forward.md").write_text("| a |\n| --- |\n![plot](forward.png)\n")
     (docs / "results" / "forward.png").write_bytes(b"")
     picture = docs / "results" / "forward.png"
     assert cards(docs) == [Card("graphs/forward", "Learns.", "print(1)\n", "| a |\n| --- |\n", picture)]
