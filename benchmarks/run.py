@@ -34,6 +34,8 @@ ORDER = (
     "forwardgnn",
     "w2pgnn",
     "biper",
+    "downstream_scaling",
+    "odice",
     "render",
 )
 

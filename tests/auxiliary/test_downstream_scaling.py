@@ -227,6 +227,17 @@ def test_scores_that_fall_or_fluctuate_are_misaligned(scores):
     assert any("do not choose data by cross-entropy" in note for note in said.notes)
 
 
+def test_reasons_tell_changes_of_the_score_itself():
+    said = diagnose(DATA, SCORES[::-1])
+    assert f"by {100 * (1 - SCORES[0] / SCORES[-1]):.1f} % against the best" in said.reason
+    said = diagnose(DATA, LOSSES[::-1], law=PowerLaw())
+    assert f"by {100 * (LOSSES[0] / LOSSES[-1] - 1):.1f} % against the best" in said.reason
+    ahead = (-2 + 0.35 * math.log(2 * DATA[-1])) ** 1.9
+    assert (
+        f"twice the data would bring {100 * (ahead / SCORES[-1] - 1):.1f} %" in diagnose(DATA, SCORES).reason
+    )
+
+
 def test_a_flat_curve_is_a_plateau():
     assert diagnose(DATA, noisy(0.003, 8, np.full(7, 30.0))).status == "plateau"
     assert diagnose(DATA, np.full(7, 30.0)).status == "plateau"

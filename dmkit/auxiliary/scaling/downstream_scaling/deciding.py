@@ -140,8 +140,8 @@ def _judge(
     flat = float(np.ptp(np.log(curve.y))) <= 2 * math.sqrt(2) * chance
     if way["falls"] and way["tau"] < 0.3:
         return "misaligned", (
-            f"Scores get worse with more data: by {100 * math.expm1(way['drop']):.1f} % against the best "
-            f"before, Kendall τ {way['tau']:.2f}."
+            f"Scores get worse with more data: by {100 * abs(math.expm1(-sign * way['drop'])):.1f} % against "
+            f"the best before, Kendall τ {way['tau']:.2f}."
         )
     if "alpha" in whole.at_bound and not flat:
         return "misaligned", "Scores change, but the law finds no trend (an exponent of 0)."
@@ -155,7 +155,7 @@ def _judge(
         )
     if whole.spread > 0.05:
         return "insufficient", "Fits of equal quality disagree on what twice the data would give."
-    gain = sign * float(np.diff(whole.log_value(curve.D[-1] * np.array([1, 2])))[0])
+    gain = sign * math.expm1(float(np.diff(whole.log_value(curve.D[-1] * np.array([1, 2])))[0]))
     if gain < tolerance:
         return "plateau", f"Twice the data would bring {100 * gain:.2f} %, less than {100 * tolerance:g} %."
     checked = "" if held else " Nothing was held out to check the law by."
