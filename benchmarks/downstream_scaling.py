@@ -1,7 +1,7 @@
 """Downstream scaling laws where the law is known, BLEU of a generated translation task, and the Fréchet
 distance of a diffusion model over the images that it has seen.
 
-    python benchmarks/downstream_scaling.py        (MINUTES minutes on a core)
+    python benchmarks/downstream_scaling.py        (twenty minutes on a core)
 
 In the task a "pre-training" of D tokens, Zipf over 20,000 words, teaches the words that it meets,
 "fine-tuning" meets 60 more, and 400 sentences of 15 words are translated word by word; a word never met is
