@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from test_cli_scaling import DATA, SCORES, runs  # noqa: F401
 from test_evaluation import Toy
 from typer.testing import CliRunner
 
@@ -60,6 +61,13 @@ def picture(workdir):
     path = workdir / "boot.png"
     to_pil(data.load("digits", split="test", resolution=20)[1]["images"]).save(path)
     return path
+
+
+@pytest.fixture
+def tables(runs):  # noqa: F811
+    """`runs.csv` of two mixtures, `results.csv` of one curve."""
+    rows = [f"{d:g},{score}" for d, score in zip(DATA, SCORES, strict=True)]
+    (runs.parent / "results.csv").write_text("D_p,bleu\n" + "\n".join(rows))
 
 
 def dmkit(*arguments) -> str:
@@ -347,17 +355,20 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
-def test_examples_of_the_page_run(command, small_zoo, quick_features, picture):
+def test_examples_of_the_page_run(command, small_zoo, quick_features, picture, tables):
     dmkit(*shlex.split(command)[1:])
 
 
 def test_the_page_shows_every_command():
     assert {shlex.split(command)[1] for command in EXAMPLES} == {
-        *("models", "sample", "invert", "evaluate", "tune", "demo")
+        *("models", "sample", "invert", "evaluate", "tune", "scaling", "demo")
     }
 
 
-@pytest.mark.parametrize("command", ["models", "sample", "invert", "evaluate", "tune time-shift", "demo"])
+@pytest.mark.parametrize(
+    "command",
+    ["models", "sample", "invert", "evaluate", "tune time-shift", "scaling fit", "scaling compare", "demo"],
+)
 def test_help_has_examples(command):
     said = dmkit(*command.split(), "--help")
     assert "Usage:" in said
