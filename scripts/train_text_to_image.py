@@ -4,13 +4,15 @@
 
 The autoencoder, the text encoder and its tokenizer are given, frozen; latents and caption embeddings are
 encoded once, into `--cache_dir`, so that a step costs only the denoiser. Argument names follow Diffusers'
-example of this name.
+example of this name. `--continual cuber --old_dataset_name NAME` fine-tunes without losing what is known.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -18,11 +20,12 @@ from diffusers.utils.import_utils import is_xformers_available
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dmkit import data
+from dmkit.auxiliary.continual.cuber.finetuning import ContinualArguments, go_on
 from dmkit.errors import MissingExtraError
 from dmkit.models.arguments import ScaleLongArguments
 from dmkit.training.ant.configure import AntArguments, gradient_rule, timestep_sampler
 from dmkit.training.arguments import TrainingArguments, hint, parse_arguments
-from dmkit.training.caching import encode_dataset
+from dmkit.training.caching import CachedTensors, encode_dataset
 from dmkit.training.denoising import TextToImageTask
 from dmkit.training.trainer import Trainer
 
@@ -101,9 +104,23 @@ def new_pipeline(model: ModelArguments) -> StableDiffusionPipeline:
 
 
 def main(argv: list[str] | None = None) -> None:
-    model, training, ant, scalelong = parse_arguments(
-        ModelArguments, TrainingArguments, AntArguments, ScaleLongArguments, description=__doc__, argv=argv
+    model, training, ant, scalelong, continual = parse_arguments(
+        ModelArguments,
+        TrainingArguments,
+        AntArguments,
+        ScaleLongArguments,
+        ContinualArguments,
+        description=__doc__,
+        argv=argv,
     )
+    if continual.continual is not None:
+        if model.pretrained_model_name_or_path is None:
+            raise ValueError(
+                f"--continual {continual.continual} keeps what a model knows: give "
+                "--pretrained_model_name_or_path."
+            )
+        if ant.mtl != "sum":
+            raise ValueError(f"--continual {continual.continual} and --mtl {ant.mtl} are two gradient rules.")
     set_seed(training.seed)
     if model.pretrained_model_name_or_path is None:
         pipe = new_pipeline(model)
@@ -129,12 +146,21 @@ def main(argv: list[str] | None = None) -> None:
         prompts=model.validation_prompts,
         guidance_scale=model.guidance_scale,
     )
-    dataset = data.load(
-        model.dataset_name, split="train", resolution=model.resolution, caption_column=model.caption_column
-    )
-    rows = encode_dataset(dataset, pipe.vae, pipe.text_encoder, pipe.tokenizer, Path(model.cache_dir))
+
+    def encoded(name: str, folder: Path, chosen: Callable[[Any], list[int]] | None = None) -> CachedTensors:
+        dataset = data.load(
+            name, split="train", resolution=model.resolution, caption_column=model.caption_column
+        )
+        dataset = dataset if chosen is None else dataset.select(chosen(dataset))
+        return encode_dataset(dataset, pipe.vae, pipe.text_encoder, pipe.tokenizer, folder)
+
+    rows = encoded(model.dataset_name, Path(model.cache_dir))
     scalelong.join(task, training.output_dir)
-    Trainer(task, rows, training, rule=gradient_rule(ant)).train()
+    if continual.old_dataset_name is not None:
+        old = encoded(continual.old_dataset_name, Path(model.cache_dir) / "old", continual.some)
+        go_on(task, pipe.unet, old, rows, training, continual.learner(pipe.unet, training))
+    else:
+        Trainer(task, rows, training, rule=gradient_rule(ant)).train()
 
 
 if __name__ == "__main__":

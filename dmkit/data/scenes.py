@@ -295,7 +295,7 @@ def recolour(picture: Image.Image, colour: str) -> Image.Image:
 
 
 class Studio:
-    """Draws scenes from the vendors' art.
+    """Draws scenes from the vendors' art; a subject beyond `SUBJECTS` is an emoji's short name.
 
     Args:
         art: by vendor.
@@ -314,7 +314,7 @@ class Studio:
         return self._tiles[key]
 
     def _make_tile(self, style: str, thing: Thing, side: int) -> Image.Image:
-        picture = self.art[STYLES[style]].picture(SUBJECTS[thing.subject])
+        picture = self.art[STYLES[style]].picture(SUBJECTS.get(thing.subject, thing.subject))
         if thing.colour:
             picture = recolour(picture, thing.colour)
         # Premultiplied, or the colour under transparent pixels would bleed into the edges.

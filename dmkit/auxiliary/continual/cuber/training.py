@@ -81,6 +81,8 @@ def learn(
     if isinstance(rule, RegimeProjection):
         rule.steps_per_epoch = trainer.steps_per_epoch
     trainer.train()
+    for name, average in trainer.ema.items():  # what is kept is what is saved
+        average.copy_to(trainer.unwrapped()[name].parameters())
     learner.end_task(batches)
 
 
