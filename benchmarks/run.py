@@ -21,6 +21,7 @@ ORDER = (
     "emoji_erasing",
     "snoopi_controlled",
     "emoji_one_step",
+    "app_limits",
     "bt2",
     "ibcl",
     "cuber",
