@@ -19,7 +19,7 @@ class Card:
 
     Attributes:
         name: `FIELD/METHOD`.
-        what: the first paragraph of its docstring.
+        what: it does, and its paper.
         example: the first Python of its page.
         table: Markdown, rendered from what was measured.
         picture: of its results.
@@ -34,7 +34,9 @@ class Card:
 
 def cards(docs: Path = DOCS) -> list[Card]:
     """One for each method, by field and name."""
-    return [_card(method.field, method.name, method.summary, docs) for method in methods()]
+    return [
+        _card(method.field, method.name, f"{method.summary}: {method.paper}.", docs) for method in methods()
+    ]
 
 
 def _card(field: str, method: str, what: str, docs: Path) -> Card:

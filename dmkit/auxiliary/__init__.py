@@ -1,5 +1,5 @@
-"""Neighbouring methods by field. Each is a folder `FIELD/METHOD` whose docstring names the paper and says in
-its first paragraph what the method does.
+"""Neighbouring methods by field. Each is a folder `FIELD/METHOD` whose docstring says in its first paragraph
+what the method does and, after a colon, the paper: authors, *title*, where and when, arXiv number.
 
     from dmkit import auxiliary
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..training.arguments import TrainingArguments
 
 _HOME = Path(__file__).parent
+_CREDIT = re.compile(r"(.+?): ([^:*]+, \*.+\*, .+)\.")
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,14 @@ class Method:
     Attributes:
         name: of its folder, its page and its recipe.
         field: the folder that it is in.
-        summary: the first paragraph of its docstring.
+        summary: what it does, without a full stop.
+        paper: authors, title in asterisks, venue, year and arXiv number.
     """
 
     name: str
     field: str
     summary: str
+    paper: str
 
     @property
     def module(self) -> str:
@@ -52,12 +56,18 @@ class Method:
 
 
 def methods() -> list[Method]:
-    """All neighbouring methods, by field and name; none of their code is run."""
+    """All neighbouring methods, by field and name; none of their code is run.
+
+    Raises:
+        ValueError: one whose docstring names no paper.
+    """
     found = []
     for source in sorted(_HOME.glob("*/*/__init__.py")):
         docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-        summary = " ".join(docstring.split("\n\n")[0].split())
-        found.append(Method(source.parent.name, source.parent.parent.name, summary))
+        credit = _CREDIT.fullmatch(" ".join(docstring.split("\n\n")[0].split()))
+        if credit is None:
+            raise ValueError(f"{source}: the first paragraph is not 'What it does: authors, *title*, where.'")
+        found.append(Method(source.parent.name, source.parent.parent.name, *credit.groups()))
     return found
 
 

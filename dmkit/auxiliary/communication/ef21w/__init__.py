@@ -1,6 +1,7 @@
 """Averages workers' gradients over a few of their entries and still converges, with steps by the arithmetic
-mean of the workers' smoothness constants, up to √n times longer than by the quadratic one: EF21-W, *Error
-Feedback Reloaded* (Richtárik, Gasanov and Burlachenko, ICLR 2024).
+mean of the workers' smoothness constants, up to √n times longer than by the quadratic one: Richtárik, Gasanov
+and Burlachenko, *Error Feedback Reloaded: From Quadratic to Arithmetic Mean of Smoothness Constants*, ICLR
+2024, arXiv 2402.10774.
 
     from dmkit.auxiliary.communication.ef21w import ef21, step_size
 

@@ -1,8 +1,9 @@
 """Learns task after task without keeping their data: weights move only where old tasks do not look, or, where
-an old task agrees with the new one, to the good of both (CUBER, with GPM and TRGP as its special cases).
+an old task agrees with the new one, to the good of both, with GPM and TRGP as special cases: Lin, Yang,
+Fan and Zhang, *Beyond Not-Forgetting: Continual Learning with Backward Knowledge Transfer*, NeurIPS 2022,
+arXiv 2211.00789.
 
-Lin, Yang, Fan and Zhang, *Beyond Not-Forgetting: Continual Learning with Backward Knowledge Transfer*,
-NeurIPS 2022, arXiv:2211.00789. GPM: Saha, Garg and Roy, ICLR 2021, arXiv:2103.09762. TRGP: Lin, Yang, Fan and
+GPM: Saha, Garg and Roy, ICLR 2021, arXiv:2103.09762. TRGP: Lin, Yang, Fan and
 Zhang, ICLR 2022, arXiv:2202.02931.
 
     from dmkit.auxiliary.continual.cuber import CUBER, learn

@@ -1,8 +1,8 @@
 """Turns any preference over the tasks learned so far into a model without training: a few Gaussian posteriors
-a task are kept, and a preference is a combination of them (IBCL).
+a task are kept, and a preference is a combination of them: Lu, Caprio, Eaton and Lee, *IBCL: Zero-shot Model
+Generation for Task Trade-offs in Continual Learning*, 2023, arXiv 2310.02995.
 
-Lu, Caprio, Eaton and Lee, *IBCL: Zero-shot Model Generation for Task Trade-offs in Continual Learning*,
-arXiv:2310.02995. Task i has m posteriors q_i^j = N(μ, diag σ²), each trained from that of the task before:
+Task i has m posteriors q_i^j = N(μ, diag σ²), each trained from that of the task before:
 
     q_i^j = argmax E_q[log p(D_i | θ)] - KL(q || q_{i-1}^j),   q_0^j = N(0, s_j² I)          (algorithm 1)
     W₂²(q, q') = |μ - μ'|² + |σ - σ'|²;  within `discard_threshold` of a kept one, that stands for it

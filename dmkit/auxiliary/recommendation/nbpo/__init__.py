@@ -1,6 +1,6 @@
 """Trains a recommender from clicks, and gives every pair of user and item a learnt probability that a liked
-item was not clicked, so that sampled negatives which may be likes push less. After Yu and Qin, Sampler Design
-for Implicit Feedback Data by Noisy-label Robust Learning, SIGIR 2020 (arXiv 2007.07204).
+item was not clicked, so that sampled negatives which may be likes push less: Yu and Qin, *Sampler Design for
+Implicit Feedback Data by Noisy-label Robust Learning*, SIGIR 2020, arXiv 2007.07204.
 
     score R, p = σ(R) that the user likes the item;    g, γ = σ(g) that a like goes unclicked
     P(clicked) = (1 - γ) p,    P(not clicked) = (1 - p) + γ p

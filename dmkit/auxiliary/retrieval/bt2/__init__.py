@@ -1,6 +1,6 @@
 """Trains a new embedding model whose vectors can be compared with those that an old model stored, so that a
-gallery need not be computed anew: BT², Backward-compatible Training with Basis Transformation (Zhou et al.,
-ICCV 2023).
+gallery need not be computed anew: Zhou et al., *BT²: Backward-compatible Training with Basis Transformation*,
+ICCV 2023, arXiv 2211.03989.
 
     from dmkit.auxiliary.retrieval.bt2 import BasisTransformationHead, BT2Loss, PseudoClassifier
 

@@ -1,7 +1,7 @@
 """Learns to act from recorded transitions by a value function, whose gradient at the next state is projected
-so that it cannot cancel the one at the present state, and by weighted behaviour cloning. After Mao et al.,
-ODICE: Revealing the Mystery of Distribution Correction Estimation via Orthogonal-gradient Update, ICLR 2024
-(arXiv 2402.00348).
+so that it cannot cancel the one at the present state, and by weighted behaviour cloning: Mao et al., *ODICE:
+Revealing the Mystery of Distribution Correction Estimation via Orthogonal-gradient Update*, ICLR 2024, arXiv
+2402.00348.
 
     min_V (1-λ) E[V(s)] + λ E[f*(δ)],    δ = r + γ V(s') - V(s)
     policy: weights ω(δ) = f*'(δ) of the recorded actions

@@ -1,5 +1,5 @@
 """Post-trains a language model on its own wrong solutions, blaming the step from which it no longer finds to
-the answer instead of the whole text; all that is needed is a check of answers. After Setlur et al., *RL on
+the answer instead of the whole text; all that is needed is a check of answers: Setlur et al., *RL on
 Incorrect Synthetic Data Scales the Efficiency of LLM Math Reasoning by Eight-Fold*, NeurIPS 2024, arXiv
 2406.14532.
 
