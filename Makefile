@@ -30,7 +30,7 @@ $(VENV)/.app: $(VENV)/.user
 	@touch $@
 
 $(VENV)/.developer: $(VENV)/.user
-	$(PIP) -e '.[metrics,app,recommendation,graphs,causal,rl,dev]'
+	$(PIP) -e '.[metrics,app,recommendation,graphs,causal,rl,eeg,dev]'
 	$(PIP) --no-deps aeon  # the series that it carries, not its code
 	@touch $@
 

@@ -61,3 +61,16 @@ def forward_transfer(accuracies: Sequence[Sequence[float]], alone: Sequence[floa
         raise ValueError(f"{len(alone)} reference accuracies for {len(matrix)} tasks.")
     gained = matrix.diagonal() - np.asarray(alone, dtype=np.float64)
     return float(gained[1:].mean()) if len(matrix) > 1 else 0.0
+
+
+def balanced_accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """The mean over classes of the share of their rows that are predicted right, (N,) classes both. 0.5 is
+    chance for two classes, whatever their numbers.
+
+    Raises:
+        ValueError: nothing to compare, or (N,) of different lengths.
+    """
+    if predicted.shape != labels.shape or labels.ndim != 1 or not len(labels):
+        raise ValueError(f"Expected (N,) classes both, not {tuple(predicted.shape)}, {tuple(labels.shape)}.")
+    predicted, labels = predicted.cpu(), labels.cpu()
+    return float(np.mean([float((predicted[labels == y] == y).double().mean()) for y in labels.unique()]))
