@@ -139,12 +139,19 @@ def test_networks_that_cannot_be_built(nets):
 
 
 def test_names_of_weights_that_changed_are_understood():
-    old = {"block.conv1.weight_g": 1, "block.conv1.weight_v": 2, "fc.weight": 3, "block.conv1.bias": 4}
+    old = {
+        "block.conv1.weight_g": 1,
+        "block.conv1.weight_v": 2,
+        "fc.weight": 3,
+        "block.conv1.bias": 4,
+        "a.weight": 5,
+    }
     new = {
         "block.conv1.parametrizations.weight.original0": 1,
         "block.conv1.parametrizations.weight.original1": 2,
         "final_layer.fc.weight": 3,
         "block.conv1.bias": 4,
+        "a.parametrizations.weight.original": 5,
     }
     assert translated(old, new) == new
     assert translated(new, old) == old

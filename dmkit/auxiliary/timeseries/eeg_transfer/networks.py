@@ -34,6 +34,7 @@ _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 _RENAMED = (
     (".weight_g", ".parametrizations.weight.original0"),
     (".weight_v", ".parametrizations.weight.original1"),
+    (".weight", ".parametrizations.weight.original"),
     ("fc.", "final_layer.fc."),
 )
 
@@ -82,6 +83,7 @@ def build(
         settings["add_log_softmax"] = False  # braindecode before 1.0; the loss here is of logits
     try:
         network = kind(**settings)
+        network = getattr(network, "base_tcn", network)  # 1.x averages around it; 0.8 has it alone
         if strided and dense:
             network.to_dense_prediction_model()
         network.eval()(torch.zeros(1, channels, window))
@@ -354,8 +356,10 @@ def translated(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[s
         found = [name]
         for a, b in _RENAMED:
             for old, new in ((a, b), (b, a)):
-                if name.startswith(old) if old[0] != "." else name.endswith(old):
-                    found.append(name.replace(old, new, 1))
+                if old.startswith(".") and name.endswith(old):
+                    found.append(name.removesuffix(old) + new)
+                elif name.startswith(old):
+                    found.append(new + name.removeprefix(old))
         return found
 
     return {next((n for n in versions(name) if n in wanted), name): value for name, value in state.items()}
