@@ -35,7 +35,7 @@ def head(content: dict[str, Any], title: str) -> str:
     return f"# {title}\n\n{content['about'].get('what', '')}\n\nMade with {made}.\n\n"
 
 
-def few(values: Sequence[float]) -> str:
-    """Mean ± deviation in three digits."""
-    mean = f"{statistics.mean(values):.3g}"
+def few(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± deviation, the mean in so many digits."""
+    mean = f"{statistics.mean(values):.{digits}g}"
     return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean

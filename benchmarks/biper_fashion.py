@@ -122,13 +122,13 @@ def render(content: dict[str, Any]) -> str:
         [
             name,
             len(runs),
-            few([run["loss"] for run in runs]),
+            few([1000 * run["loss"] for run in runs], 4),
             few([run["frechet"] for run in runs]),
             number(runs[0]["bytes"] / 1e6),
         ]
         for name, runs in found.items()
     ]
-    text += table(["", "runs", "loss", "Fréchet distance", "MB"], rows)
+    text += table(["", "runs", "1000 x loss", "Fréchet distance", "MB"], rows)
     draw(found)
     return text + "\n![Loss and distance of each](biper_fashion.png)\n"
 
@@ -139,14 +139,16 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.4), sharey=True, layout="constrained")
     names = list(found)[::-1]
     for axis, (key, label) in zip(
-        axes, {"loss": "loss on test images", "frechet": "Fréchet distance"}.items(), strict=True
+        axes, {"loss": "1000 x loss on test images", "frechet": "Fréchet distance"}.items(), strict=True
     ):
-        means = [sum(run[key] for run in found[name]) / len(found[name]) for name in names]
-        axis.barh(names, means, color="C0", alpha=0.6)
+        scale = 1000 if key == "loss" else 1
         for place, name in enumerate(names):
-            axis.plot([run[key] for run in found[name]], [place] * len(found[name]), "k.", ms=4)
-        axis.axvline(found["shipped"][0][key], color="grey", ls="--", lw=1)
-        axis.set(xscale="log", xlabel=label)
+            values = [scale * run[key] for run in found[name]]
+            colour = "C0" if "untrained" in name else "k" if PLAIN in name or name == "shipped" else "C3"
+            axis.plot(values, [place] * len(values), "o", color=colour, ms=5, alpha=0.7)
+        axis.set_yticks(range(len(names)), labels=names)
+        axis.axvline(scale * found["shipped"][0][key], color="grey", ls="--", lw=1)
+        axis.set(xlabel=label)
     figure.savefig(RESULTS / "biper_fashion.png", dpi=110)
     plt.close(figure)
 
