@@ -5,9 +5,9 @@
 Source: 240 recordings of 4 s, 21 channels at 100 Hz; target: 160, of which 10, 40 or all are labelled; tests
 of 200 each, which nothing is chosen by. ShallowFBCSPNet with 10 filters, dense; AdamW, weight decay 5e-4,
 cosine; 8 epochs of 32 recordings at 2e-3 on the source, 12 epochs of 16 on the target, at 2e-3 from random
-weights and 5e-4 from the source's, last epoch; for EEGNet and TCN four times as many epochs. Balanced accuracy
-in per cent. Where hospitals disagree, the source calls normal what the target calls abnormal. Of a seed all
-strategies have the same recordings.
+weights and 5e-4 from the source's, last epoch; for EEGNet and TCN four times as many epochs. Balanced
+accuracy in per cent. Where hospitals disagree, the source calls normal what the target calls abnormal. Of a
+seed all strategies have the same recordings.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "tcn": {"n_blocks": 4, "n_filters": 16, "kernel_size": 8},
     "eegnet": {"final_conv_length": 6},
 }
+BOTH = ("scratch", "finetune")
 TIMES = {"tcn": 4, "eegnet": 4}  # as many epochs, since they learn slowly
 SIZES, MINUTES = (32, 64, 128, 256, 512), (1, 2, 4, 8)
 # Of an earlier small experiment with a generator of the same description, before this code: accuracy of
@@ -353,8 +354,7 @@ def main(parts: list[str] | None = None) -> None:
                 )
     for seed in SEEDS:
         if (key := f"norms/shallow/{seed}").startswith(wanted):
-            both = ("scratch", "finetune")
-            cells.once(key, lambda s=seed: swept(s, False, "shallow", FRACTIONS[:1], both, freeze_norm=True))
+            cells.once(key, lambda s=seed: swept(s, False, "shallow", FRACTIONS[:1], BOTH, freeze_norm=True))
     for n in SIZES:
         if (key := f"cost/{n:04}").startswith(wanted):
             cells.once(key, lambda n=n: cost(n))
@@ -367,9 +367,7 @@ def main(parts: list[str] | None = None) -> None:
     for seed in SEEDS:
         for name in ("eegnet", "tcn", "deep4"):
             if (key := f"agree/{name}/{seed}").startswith(wanted):
-                cells.once(
-                    key, lambda s=seed, n=name: swept(s, False, n, FRACTIONS[:1], ("scratch", "finetune"))
-                )
+                cells.once(key, lambda s=seed, n=name: swept(s, False, n, FRACTIONS[:1], BOTH))
 
 
 if __name__ == "__main__":

@@ -375,6 +375,18 @@ def test_a_recording_has_the_mean_over_its_positions_each_once():
     assert net.training
 
 
+def test_a_strided_network_has_windows_that_do_not_overlap():
+    strided = Net()
+    strided.second.stride = 2
+    net, some = EEGNetwork(strided, SMALL, WINDOW, stride=WINDOW), recordings(2, times=53)
+    assert net.predictions == 8
+    x = torch.stack([some.read(k, 0, 53) for k in range(2)])
+    with torch.no_grad():  # two windows, and of a last one, five samples later, two positions of eight
+        parts = [net(x[..., s : s + WINDOW]).double().softmax(1) for s in (0, 24, 29)]
+    expected = torch.cat([*parts[:2], parts[2][..., -2:]], dim=2).mean(2)
+    torch.testing.assert_close(predict_proba(net, some), expected, atol=1e-6, rtol=0)
+
+
 def test_evaluation_and_f1():
     class Ones(Net):
         def forward(self, x):

@@ -100,6 +100,9 @@ class EEGNetwork(nn.Module):
         signal: of its input.
         window: samples.
         head: name of the child that classifies; the last child with parameters by default.
+        stride: samples from one window to the next. By default predictions are dense, one for each sample,
+            and windows follow each other so that none is made twice; or there is one, and windows do not
+            overlap.
         built: how `build` made it, so that it can be loaded by itself.
 
     Attributes:
@@ -117,6 +120,7 @@ class EEGNetwork(nn.Module):
         signal: Signal,
         window: int,
         head: str | None = None,
+        stride: int | None = None,
         built: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -130,12 +134,14 @@ class EEGNetwork(nn.Module):
         self.frozen: tuple[str, ...] = ()
         self.freeze_norm = False
         self.predictions = self._look()
+        self.stride = stride or (self.predictions if self.predictions > 1 else window)
 
     @classmethod
     def build(cls, name: str, signal: Signal, window: int = 6000, **changes: Any) -> EEGNetwork:
         """One of `NETWORKS`; arguments and errors as those of the function `build`."""
         network = build(name, len(signal.ch_names), len(signal.classes), window, **changes)
-        return cls(network, signal, window, built={"name": name, **changes})
+        stride = None if changes.get("dense", True) else window
+        return cls(network, signal, window, stride=stride, built={"name": name, **changes})
 
     def _look(self) -> int:
         shape = (1, len(self.signal.ch_names), self.window)
@@ -228,7 +234,7 @@ class EEGNetwork(nn.Module):
                         raise ValueError(f"{name} ({type(module).__name__}) has no reset_parameters.")
                     module.reset_parameters()
         network.requires_grad_(True)
-        return EEGNetwork(network, self.signal, self.window, self.head)
+        return EEGNetwork(network, self.signal, self.window, self.head, self.stride)
 
     def copied(self) -> EEGNetwork:
         """A copy with the same weights, nothing of it frozen."""
@@ -247,7 +253,7 @@ class EEGNetwork(nn.Module):
         state = {k: v.detach().cpu().contiguous().clone() for k, v in self.network.state_dict().items()}
         save_file(state, str(folder / WEIGHTS))
         content = {"format": FORMAT, "network": self.built, "window": self.window, "head": self.head}
-        save_json(folder / CONFIG, {**content, "signal": self.signal.to_json()})
+        save_json(folder / CONFIG, {**content, "stride": self.stride, "signal": self.signal.to_json()})
 
     @classmethod
     def from_pretrained(
@@ -276,7 +282,7 @@ class EEGNetwork(nn.Module):
             if network is None:
                 found = cls.build(**{**built, "signal": signal, "window": window})
             else:
-                found = cls(network, signal, window, content["head"], built)
+                found = cls(network, signal, window, content["head"], content["stride"], built)
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{folder / CONFIG} lacks something: {error!r}") from error
         found.load_weights(state)

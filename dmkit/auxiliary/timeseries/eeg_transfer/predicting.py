@@ -15,8 +15,7 @@ from .recordings import EEGWindows, Recordings
 
 def windows_of(network: EEGNetwork, recordings: Recordings) -> EEGWindows:
     """Windows whose predictions follow each other, up to the end of each recording."""
-    stride = network.predictions if network.predictions > 1 else network.window
-    return EEGWindows(recordings, network.window, stride, keep_last=True)
+    return EEGWindows(recordings, network.window, network.stride, keep_last=True)
 
 
 @torch.no_grad()
@@ -36,8 +35,8 @@ def predict_proba(network: EEGNetwork, recordings: Recordings, batch_size: int =
     try:
         for batch in DataLoader(windows, batch_size):
             p = network(batch["x"].to(device)).float().softmax(1)
-            fresh = batch["fresh"].clamp(max=p.shape[2])
             # The last positions of a window are the new ones.
+            fresh = -(-batch["fresh"] * p.shape[2] // network.stride)
             new = torch.arange(p.shape[2], 0, -1)[None] <= fresh[:, None]
             total.index_add_(0, batch["recording"], (p.cpu().double() * new[:, None]).sum(2))
             count.index_add_(0, batch["recording"], fresh[:, None].double())

@@ -258,8 +258,7 @@ def fit(
     if valid is not None:
         network.signal.check(valid.signal, "The recordings to validate on")
         check_disjoint(train=train, validation=valid)
-    stride = network.predictions if network.predictions > 1 else network.window
-    windows = EEGWindows(train, network.window, stride)
+    windows = EEGWindows(train, network.window, network.stride)
     # Whoever asks first decides; this is how the trainer asks.
     world = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes
     size = min(training.train_batch_size, max(1, len(windows) // world))
