@@ -66,7 +66,9 @@ class Result(NamedTuple):
     latents: torch.Tensor | None
 
 
-def exact(method: str, gamma: float = 1.0) -> Callable[[Any, Edits, Setting], Result]:
+def exact(
+    method: str, gamma: float = 1.0, shift_start: bool = True
+) -> Callable[[Any, Edits, Setting], Result]:
     """An editor through `edit_image`."""
 
     def run(pipe: Any, edits: Edits, setting: Setting) -> Result:
@@ -82,6 +84,7 @@ def exact(method: str, gamma: float = 1.0) -> Callable[[Any, Edits, Setting], Re
             strength=setting.strength,
             mask=setting.mask_of(edits),
             method=method,
+            shift_start=shift_start,
         )
         return Result(done.edit.image, done.reconstruction.image, done.reconstruction.latents)
 
@@ -135,7 +138,10 @@ def sdedit(pipe: Any, edits: Edits, setting: Setting) -> Result:
 
 METHODS: dict[str, Callable[[Any, Edits, Setting], Result]] = {
     "bdia 1": exact("bdia", 1.0),
-    "bdia 0.96": exact("bdia", 0.96),
+    "bdia 0.94": exact("bdia", 0.94),
+    "bdia 0.85": exact("bdia", 0.85),
+    "bdia 1, unshifted": exact("bdia", 1.0, shift_start=False),
+    "bdia 0.96, unshifted": exact("bdia", 0.96, shift_start=False),
     "edict": exact("edict"),
     "ddim": exact("ddim"),
     "diffedit": diffedit,
@@ -220,8 +226,8 @@ def picture(pipe: Any, edits: Edits, setting: Setting, each: int = 2) -> dict[st
     columns = {
         "source": few.sources,
         "through the VAE": decode(pipe, encode(pipe, few.sources)),
-        "BDIA": METHODS["bdia 1"](pipe, few, plain).edited,
-        "BDIA, auto mask": METHODS["bdia 1"](pipe, few, masked).edited,
+        "BDIA": METHODS["bdia 0.94"](pipe, few, plain).edited,
+        "BDIA, auto mask": METHODS["bdia 0.94"](pipe, few, masked).edited,
         "EDICT": METHODS["edict"](pipe, few, plain).edited,
         "DDIM inversion": METHODS["ddim"](pipe, few, plain).edited,
         "DiffEdit, auto mask": METHODS["diffedit"](pipe, few, masked).edited,

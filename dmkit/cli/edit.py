@@ -19,7 +19,7 @@ def edit(
     source_prompt: Annotated[str, typer.Option(help="What the image shows.", show_default=False)],
     target_prompt: Annotated[str, typer.Option(help="What it shall show.", show_default=False)],
     steps: Annotated[int, typer.Option(min=2, max=1000, help="Levels of the noise grid.")] = 50,
-    gamma: Annotated[float, typer.Option(help="BDIA's gamma, 0.92 to 1.")] = 1.0,
+    gamma: Annotated[float, typer.Option(help="BDIA's gamma, 0.85 to 1.")] = 0.94,
     guidance_scale: Annotated[float, typer.Option(help="Guidance of the edit.")] = 3.0,
     source_guidance_scale: Annotated[
         float | None, typer.Option(help="Guidance of the inversion; by default the edit's.")

@@ -53,7 +53,7 @@ class BDIAEditingPipeline(hosting.HostPipeline):
         source_prompt: str | list[str],
         target_prompt: str | list[str],
         num_inference_steps: int = 50,
-        gamma: float = 1.0,
+        gamma: float = 0.94,
         guidance_scale: float = 3.0,
         source_guidance_scale: float | None = None,
         strength: float = 0.8,
@@ -69,7 +69,7 @@ class BDIAEditingPipeline(hosting.HostPipeline):
             source_prompt: what the image shows.
             target_prompt: what it shall show; equal prompts (and guidance) give the image back.
             num_inference_steps: levels of the grid.
-            gamma: 0.92 … 1; small values are refused.
+            gamma: in (0, 1], 0.92 … 1 in the paper; what would explode is refused.
             guidance_scale: guidance of the edit.
             source_guidance_scale: guidance of the inversion; by default the same.
             strength: the part of the grid to climb; less keeps more of the image.

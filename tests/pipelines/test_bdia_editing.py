@@ -7,7 +7,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline
+from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -118,6 +118,36 @@ def test_a_mask_of_ones_changes_nothing_of_the_edit(text_pipe, photo):
     half = edit(text_pipe, pair, "dog", guidance_scale=4.0, mask=torch.full((8, 8), 0.5))
     z_0 = encode(text_pipe, photo)
     assert 1e-5 < (half.latents - z_0).abs().mean() < (free.latents - z_0).abs().mean()
+
+
+@pytest.mark.parametrize("gamma", [0.85, 1.0])
+def test_a_shifted_start_leaves_no_oscillation(text_pipe, photo, gamma, monkeypatch):
+    """Where the noise depends on the prompt alone, DDIM's way down from z_N solves the recurrence."""
+
+    def constant(sample, timestep, encoder_hidden_states, **_):
+        e = encoder_hidden_states[:, 1, :8].sum(1)[:, None, None, None]
+        return (torch.linspace(-1, 1, sample[0].numel()).view_as(sample[0]) * e,)
+
+    monkeypatch.setattr(text_pipe.unet, "forward", constant)
+    pair = invert(text_pipe, photo, "cat", num_inference_steps=8, gamma=gamma)
+    down = DDIMScheduler.from_config(pair.scheduler_config)
+    down.set_timesteps(8)
+    with torch.no_grad():
+        embeds = text_pipe.encode_prompt(["dog"] * 2, "cpu", 1, True, [""] * 2)
+    guided = [constant(pair.z_T, None, embed)[0].double() for embed in embeds]
+    ideal = pair.z_T
+    for t in pair.timesteps:
+        ideal = down.step(guided[1] + 5.0 * (guided[0] - guided[1]), t, ideal).prev_sample
+    shifted = edit(text_pipe, pair, "dog", guidance_scale=5.0)
+    plain = edit(text_pipe, pair, "dog", guidance_scale=5.0, shift_start=False)
+    size = (ideal - encode(text_pipe, photo)).abs().max()
+    assert (shifted.latents - ideal).abs().max() < 1e-5 * size
+    assert (plain.latents - ideal).abs().max() > 0.01 * size
+
+
+def test_one_prompt_needs_no_shift(text_pipe, photo):
+    pair = invert(text_pipe, photo, "cat", num_inference_steps=6, guidance_scale=3.0, reversible="bitwise")
+    assert torch.equal(edit(text_pipe, pair, "cat").latents, reconstruct(text_pipe, pair).latents)
 
 
 def test_a_pair_from_disk_is_as_exact(text_pipe, photo, tmp_path):

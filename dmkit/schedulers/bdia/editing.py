@@ -22,12 +22,24 @@ BDIA, with b_j = sigma_j - sigma_i alpha_j / alpha_i,
 
 whatever the network predicts. Its absolute value, summed over the steps and averaged over the channels, is
 how hard the target prompt pulls at a place; the mask is where that is more than `threshold` times its mean.
+
+Where an edit starts. The paper regenerates from the inversion's pair (z_N, z_{N-1}) as it is, in which
+z_{N-1} still is the source's: the states of one parity have had the target's step from level N, those of the
+other have not. That difference is the recurrence's root -gamma, an oscillation that decays by gamma a step,
+and not at all for gamma = 1; it ends up in the picture. Moving z_{N-1} by what the target's step from z_N
+differs from the source's,
+
+    z_{N-1} <- z_{N-1} + F_N(N-1; target) - F_N(N-1; source),
+
+starts both parities alike, for a network call under each prompt, and is nothing where the prompts agree, so
+that reconstruction stays what it is. This is ours, not the paper's: `shift_start=False` is the paper's.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -37,7 +49,7 @@ import torch.nn.functional as F
 
 from ...errors import unknown_name
 from .calling import denoiser
-from .inversion import Regenerated, invert, reconstruct, run_back
+from .inversion import Regenerated, first_step, invert, reconstruct, run_back
 from .pair import BDIALatentPair, fingerprint
 from .trajectory import States, Watch
 
@@ -74,18 +86,20 @@ def edit_image(
     target_prompt: str | list[str],
     *,
     num_inference_steps: int = 50,
-    gamma: float = 1.0,
+    gamma: float = 0.94,
     guidance_scale: float = 3.0,
     source_guidance_scale: float | None = None,
     strength: float = 0.8,
     mask: Any = None,
     method: str = "bdia",
+    shift_start: bool = True,
     **pipe_kwargs: Any,
 ) -> EditedImage:
     """Inverts an image under one prompt and regenerates it under another.
 
     Equal prompts and guidance give the image back, up to the autoencoder. Network calls for K levels: K up,
-    K - 1 for the reconstruction, K - 1 for the edit, K - 1 for `mask="auto"` (DDIM: K each, EDICT: 2K each).
+    K - 1 for the reconstruction, K + 1 for the edit (under the same prompt K - 1), K - 1 for `mask="auto"`
+    (DDIM: K each, EDICT: 2K each).
 
     Args:
         pipe: a text-to-image pipeline.
@@ -93,12 +107,14 @@ def edit_image(
         source_prompt: what the image shows; one for the batch, or one an image.
         target_prompt: what it shall show.
         num_inference_steps: N >= 2 levels of the grid.
-        gamma: 0.92 … 1.
+        gamma: in (0, 1]; 0.92 … 1 in the paper. Less edits better and inverts less far: the rounding grows by
+            1 / gamma a step, and what would explode is refused.
         guidance_scale: classifier-free guidance of the edit.
         source_guidance_scale: of the inversion; by default the edit's.
         strength: in (0, 1], the part of the grid to climb; less keeps more of the image.
         mask: where the image may change: `"auto"` (`difference_mask`), or as for `edit`. None: everywhere.
         method: `"bdia"`, or a baseline: `"edict"` or `"ddim"`.
+        shift_start: as for `edit`.
         pipe_kwargs: passed to the pipeline on every way, such as `negative_prompt`.
 
     Raises:
@@ -124,7 +140,14 @@ def edit_image(
     elif mask is not None:
         mask = latent_mask(mask, pair.z_T)
     edited = edit(
-        pipe, pair, target_prompt, guidance_scale=guidance_scale, mask=mask, source=source, **pipe_kwargs
+        pipe,
+        pair,
+        target_prompt,
+        guidance_scale=guidance_scale,
+        mask=mask,
+        source=source,
+        shift_start=shift_start,
+        **pipe_kwargs,
     )
     return EditedImage(pair, reconstruction, edited, mask)
 
@@ -137,19 +160,22 @@ def edit(
     guidance_scale: float | None = None,
     mask: torch.Tensor | PIL.Image.Image | Sequence[PIL.Image.Image] | None = None,
     source: Track | None = None,
+    shift_start: bool = True,
     **pipe_kwargs: Any,
 ) -> Regenerated:
     """Runs a pair back under another prompt: the edited image.
 
     Args:
         pipe: the pipeline the pair was made with, or a fine-tuned one.
-        pair: from `invert`, best with gamma in [0.92, 1] and strength about 0.8.
+        pair: from `invert`, best with gamma in [0.85, 0.96] and strength about 0.8.
         prompt: what the image shall show.
         guidance_scale: guidance on the way down; the inversion's by default.
         mask: where the image may change, 1 or white, and where the source is kept, 0 or black: [H, W],
             [B, H, W] or [B, 1, H, W] in [0, 1], or PIL images, of the image's shape or the latents'.
         source: the states to keep outside the mask, one for each network call; by default those of
             `reconstruct`, which costs a way down more.
+        shift_start: move z_{N-1} along with the prompt (see above), two network calls; False is the paper's.
+            Of no effect on EDICT's and DDIM's pairs.
         pipe_kwargs: passed to the pipeline, such as `negative_prompt`.
 
     Raises:
@@ -166,10 +192,13 @@ def edit(
             "own prompt this is not a reconstruction.",
             stacklevel=2,
         )
-    watch = None
+    watch, weight = None, None
     if mask is not None:
         weight = latent_mask(mask, pair.z_T)
         watch = _blending(source or retrace(pipe, pair, **pipe_kwargs), weight)
+    same = prompt == pair.prompt and guidance_scale == pair.guidance_scale
+    if shift_start and pair.method == "bdia" and not same:
+        pair = _shifted(pipe, pair, prompt, guidance_scale, weight, pipe_kwargs)
     return run_back(pipe, pair, prompt, guidance_scale, pipe_kwargs, watch)
 
 
@@ -260,6 +289,21 @@ def latent_mask(mask: Any, latents: torch.Tensor) -> torch.Tensor:
     if not bool(((mask >= 0) & (mask <= 1)).all()):
         raise ValueError(f"mask must lie in [0, 1], got [{mask.min():.3g}, {mask.max():.3g}].")
     return F.adaptive_max_pool2d(mask.to(latents.device, torch.float64), (h, w))
+
+
+def _shifted(
+    pipe: DiffusionPipeline,
+    pair: BDIALatentPair,
+    prompt: str | list[str] | None,
+    guidance_scale: float,
+    weight: torch.Tensor | None,
+    pipe_kwargs: dict[str, Any],
+) -> BDIALatentPair:
+    """The pair with z_{N-1} moved along with the prompt, where `weight` is not 0."""
+    shift = first_step(pipe, pair, prompt, guidance_scale, pipe_kwargs) - first_step(
+        pipe, pair, pair.prompt, pair.guidance_scale, pipe_kwargs
+    )
+    return replace(pair, z_T_prev=pair.z_T_prev + (shift if weight is None else weight * shift))
 
 
 def _recording(track: Track) -> Watch:

@@ -26,7 +26,7 @@ from .edict import EDICTInverseScheduler, EDICTScheduler
 from .flow import BDIAFlowMatchEulerDiscreteInverseScheduler, BDIAFlowMatchEulerDiscreteScheduler
 from .images import decode, encode
 from .pair import BDIALatentPair, fingerprint
-from .trajectory import StatePair, Watch, check_steps
+from .trajectory import StatePair, States, Watch, check_steps
 from .vp import refuse_noise
 
 if TYPE_CHECKING:
@@ -209,6 +209,46 @@ def run_back(
     Raises:
         ValueError: the pair was made with another noise schedule or shape.
     """
+    sampler = _sampler(pipe, pair, watch)
+    start = sampler.set_start(pair.z_T, pair.z_T_prev, pair.timesteps)
+    latents = call(pipe, sampler, start, pair.num_inference_steps, prompt, guidance_scale, pipe_kwargs).end
+    return Regenerated(latents, decode(pipe, latents))
+
+
+class _Enough(Exception):  # noqa: N818
+    """Ends a pipeline's run after its first network call."""
+
+
+def first_step(
+    pipe: DiffusionPipeline,
+    pair: BDIALatentPair,
+    prompt: str | list[str] | None,
+    guidance_scale: float,
+    pipe_kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """F_N(N-1): where a plain DDIM step from z_N leads under any prompt and guidance, for one network call.
+
+    Returns:
+        [B, C, H, W] float64.
+
+    Raises:
+        ValueError: as `run_back`.
+    """
+
+    def stop(_: int, states: States) -> States:
+        raise _Enough(states[0])
+
+    sampler = _sampler(pipe, pair, stop)
+    start = sampler.set_start(pair.z_T, None, pair.timesteps)
+    try:
+        call(pipe, sampler, start, pair.num_inference_steps, prompt, guidance_scale, pipe_kwargs)
+    except _Enough as enough:
+        return enough.args[0]
+    raise AssertionError("The pipeline made no step.")
+
+
+def _sampler(pipe: DiffusionPipeline, pair: BDIALatentPair, watch: Watch | None) -> Any:
+    """The sampler that runs the pair back, once the pipeline's schedule is the one that it was made with."""
     for key in _MODEL_KEYS:
         made_with, here = pair.scheduler_config.get(key), _plain(pipe.scheduler.config).get(key)
         if key in pair.scheduler_config and key in pipe.scheduler.config and made_with != here:
@@ -218,14 +258,12 @@ def run_back(
     dtype = str(denoiser(pipe).dtype).removeprefix("torch.")
     if dtype != pair.model_dtype:
         warnings.warn(
-            f"The pair was made in {pair.model_dtype}, the model is in {dtype}: not exact.", stacklevel=3
+            f"The pair was made in {pair.model_dtype}, the model is in {dtype}: not exact.", stacklevel=4
         )
     sampler_class, _ = _classes(pair.method, "shift" in pair.scheduler_config)
     sampler = sampler_class.from_config(pair.scheduler_config)
     sampler.watch = watch
-    start = sampler.set_start(pair.z_T, pair.z_T_prev, pair.timesteps)
-    latents = call(pipe, sampler, start, pair.num_inference_steps, prompt, guidance_scale, pipe_kwargs).end
-    return Regenerated(latents, decode(pipe, latents))
+    return sampler
 
 
 def _classes(method: str, flow: bool) -> tuple[Any, Any]:
