@@ -11,8 +11,9 @@ pixels in which the drawn source and the drawn target differ. Figures, for each 
 * target: the evaluator's score of the target prompt, and how often it sees the new concept.
 
 Settings: strength / guidance on the way up - on the way down / mask. `auto` is the mask from the two
-prompts, `drawn` the true one. DiffEdit is DDIM inversion with the states of the way up kept outside the mask;
-SDEdit is `StableDiffusionImg2ImgPipeline`.
+prompts, `drawn` the true one. BDIA's number is gamma; "unshifted" edits start from the pair as in the paper,
+the others as `dmkit.schedulers.edit` says. DiffEdit is DDIM inversion with the states of the way up kept
+outside the mask; SDEdit is `StableDiffusionImg2ImgPipeline`.
 
     python benchmarks/emoji_editing.py [--model emoji] [--evaluator emoji-evaluator] [--count 18] [--steps 20]
 """
