@@ -1,4 +1,4 @@
-"""CUBER beside TRGP, GPM and fine-tuning: digits in permuted order of pixels, related tasks, an image model.
+"""CUBER beside TRGP, GPM and fine-tuning: digits in permuted order of pixels, related tasks.
 
 "permuted": five tasks of scikit-learn's digits, another order of pixels in each; MLP 64-100-100-10 without
 bias, one head, SGD 0.06 (scale matrices 0.005), batch 16, 40 epochs, 300 examples, energy 0.97.
@@ -7,21 +7,15 @@ bias, one head, SGD 0.06 (scale matrices 0.005), batch 16, 40 epochs, 300 exampl
 Bars, of means over the seeds of "permuted", for CUBER with eps2 = 0.2: ACC at least GPM's + 4, at least
 fine-tuning's + 25 and within 1 of TRGP's; BWT at least GPM's + 5.
 
-"bridge": the denoiser of the zoo's `emoji` is fine-tuned on scenes with compositions that it has never seen,
-all of them of one style turned upside down, so that there is something to learn. Its pool is measured on
-scenes of its own training; denoising losses of held-out scenes of both sets, before and after.
+An image model is in `benchmarks/cuber_emoji.py`.
 
-    python benchmarks/cuber.py [digits] [bridge]       (about six and eight minutes on a core)
-
-The bridge is measured anew for another state of `emoji` if its cells are removed from the JSON.
+    python benchmarks/cuber.py       (about six minutes on a core)
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -29,11 +23,9 @@ from typing import Any
 import torch
 from _results import RESULTS, Cells
 from _tables import few, head, spread, table
-from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from dmkit.auxiliary.continual._streams import permuted_digits
-from dmkit.auxiliary.continual.cuber import CUBER, GPM, learn
 from dmkit.auxiliary.continual.cuber.training import Arguments, build_learner, run
 from dmkit.training.arguments import TrainingArguments
 from dmkit.training.classifying import ClassificationTask
@@ -54,8 +46,6 @@ STREAMS: dict[str, dict[str, Any]] = {
 }
 PUBLISHED = {"permuted": "MNIST, ten tasks: GPM 93.9 / -3, TRGP 96.3 / -0.8, CUBER 97.3 / -0.02"}
 REGIMES = ("CUBER, eps2 0.2", "CUBER, eps2 0")
-BRIDGE = ("fine-tuning", "GPM", "CUBER, eps2 0")
-STEPS, BATCH, RATE, HELD_OUT = 200, 32, 2e-4, 256
 
 
 def training(folder: str, **changes: Any) -> TrainingArguments:
@@ -137,119 +127,6 @@ def summarise(cells: Cells) -> None:
     cells.record("bars", {name: {"margin": round(by, 2), "met": by >= 0} for name, by in bars.items()})
 
 
-# The bridge
-
-
-@cache
-def scenes(kind: str, split: str) -> Any:
-    """Encoded scenes: of the model's own kind, or the same drawings upside down under their captions."""
-    from diffusers import StableDiffusionPipeline
-
-    from dmkit import data, zoo
-    from dmkit.training.caching import CachedTensors, encode_images, encode_prompts
-
-    pipe = StableDiffusionPipeline.from_pretrained(zoo.path("emoji"), torch_dtype=torch.float32)
-    count = {"train": 2048, "test": HELD_OUT}[split]
-    source = data.load("emoji", split="test" if split == "test" else "train")
-    chosen = source.select(range(count))
-    captions = list(chosen.captions)
-    if kind == "new":
-        turned = chosen.images_uint8().flip(-2)
-        chosen = data.ImageDataset(turned, name="emoji", split=split, channels=3, resolution=32)
-        captions = [f"{caption}, upside down" for caption in captions]
-    latents = encode_images(chosen, pipe.vae)
-    words = {"embeddings": encode_prompts(captions, pipe.text_encoder, pipe.tokenizer)}
-    return CachedTensors({**latents, **words})
-
-
-def losses(task: Any) -> dict[str, float]:
-    """The mean denoising loss of held-out scenes of both kinds, at the same noises every time."""
-    from dmkit.training.randomness import Draws
-    from dmkit.training.trainer import Step
-
-    found = {}
-    for kind in ("old", "new"):
-        values: list[Tensor] = []
-        for repeat in range(4):
-            for k, batch in enumerate(DataLoader(scenes(kind, "test"), batch_size=64)):
-                draws = Draws(1, 100 * repeat + k, rank=0, world=1)
-                with torch.no_grad():
-                    values.append(task.training_step(batch, Step(k, "main", draws))["loss"])
-        found[kind] = round(float(torch.stack(values).mean()), 5)
-    return found
-
-
-def denoiser() -> Callable[[], Any]:
-    """The shipped denoiser: makes a task of it, as often as it is called."""
-    from diffusers import DDPMScheduler, StableDiffusionPipeline
-
-    from dmkit import zoo
-    from dmkit.training.denoising import TextToImageTask
-
-    pipe = StableDiffusionPipeline.from_pretrained(zoo.path("emoji"), torch_dtype=torch.float32)
-    pipe.unet.eval()
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    return lambda: TextToImageTask(pipe, scheduler, snr_gamma=5.0)
-
-
-def some(kind: str) -> list[Any]:
-    """256 scenes, in batches."""
-    return list(DataLoader(Subset(scenes(kind, "train"), range(256)), batch_size=64))
-
-
-def knowing(method: str, task: Callable[[], Any]) -> Any:
-    """A learner whose first task is behind the model: only what it looked at is measured."""
-    unet = task().modules["unet"]
-    if method == "GPM":
-        learner = GPM(unet, energy=0.97)
-    else:
-        learner = CUBER(unet, energy=0.97, eps2=0.0, scale_learning_rate=RATE / 10, check="ema")
-    learner.begin_task(task())
-    learner.end_task(some("old"))
-    return learner
-
-
-def bridge_start() -> dict[str, int]:
-    """How many layers are in regime 3 when CUBER with eps2 = 0 turns to the new scenes."""
-    task = denoiser()
-    learner = knowing("CUBER", task)
-    _, rule = learner.begin_task(task(), some("new"))
-    return {"pairs": len(learner.layers), "regime 3 at the start": opened(rule)}
-
-
-def bridge(method: str, seed: int) -> dict[str, Any]:
-    """Fine-tunes the shipped denoiser on the new scenes."""
-    task = denoiser()
-    before = losses(task())
-    learner = None if method == "fine-tuning" else knowing(method, task)
-    unet = task().modules["unet"]
-    with tempfile.TemporaryDirectory() as folder:
-        given = training(
-            folder,
-            seed=seed,
-            train_batch_size=BATCH,
-            max_train_steps=STEPS,
-            learning_rate=RATE,
-            adam_beta1=0.9,
-        )
-        learn(task(), scenes("new", "train"), given, learner, examples=256)
-    unet.eval()
-    after = {"old": losses(task())["old"]}
-    if learner is None:
-        after["new"] = losses(task())["new"]
-    else:
-        with learner.use_task(1):
-            after["new"] = losses(task())["new"]
-    figures: dict[str, Any] = {"before": before, "after": after}
-    if learner is not None:
-        ranks = [learner.subspace(name, 0).shape for name in learner.layers]
-        figures["pool_share"] = round(mean(r / d for d, r in ranks), 3)
-        kinds = [learner.regimes(name, 1)[0] for name in learner.layers]
-        figures["layers_by_regime"] = {str(k): kinds.count(k) for k in (1, 2, 3)}
-        figures["kept_numbers"] = learner.memory_numel()
-    return figures
-
-
 # The page
 
 
@@ -260,8 +137,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     cells = content["cells"]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
-    for axis, stream in zip(axes, STREAMS, strict=False):
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6))
+    for axis, stream in zip(axes, STREAMS, strict=True):
         for name in METHODS:
             runs = of(cells, stream, name, "accuracies")
             if runs:
@@ -271,16 +148,6 @@ def draw(content: dict[str, Any], path: Path) -> None:
             title=f"first task, {stream}", xlabel="tasks learned", ylabel="accuracy, %", xticks=range(1, 6)
         )
     axes[0].legend(fontsize=8)
-    for name in BRIDGE:
-        runs = [c for key, c in cells.items() if key.startswith(f"bridge/{name}/")]
-        if runs:
-            forgotten = [100 * (c["after"]["old"] / c["before"]["old"] - 1) for c in runs]
-            gained = [100 * (1 - c["after"]["new"] / c["before"]["new"]) for c in runs]
-            axes[2].scatter(gained, forgotten, label=name)
-    axes[2].set(
-        title="emoji", xlabel="loss of new scenes falls by, %", ylabel="loss of old scenes rises by, %"
-    )
-    axes[2].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -309,42 +176,26 @@ def render(content: dict[str, Any]) -> str:
     names = ("pairs", "related", "regime 3 at the start", "regime 3 at the end")
     text += table(["", *names], [[key, *(f.get(name, "") for name in names)] for key, f in counts.items()])
     text += "\n"
-    rows = []
-    for key, f in cells.items():
-        if key.startswith("bridge/"):
-            ends = [f"{f['before'][k]:.4f} → {f['after'][k]:.4f}" for k in ("old", "new")]
-            regimes = " / ".join(map(str, f.get("layers_by_regime", {}).values()))
-            rows.append([key.split("/", 1)[1], *ends, f.get("pool_share", ""), regimes])
-    if rows:
-        text += "## emoji: denoising loss of held-out scenes\n\n"
-        text += table(["", "old scenes", "new scenes", "share of directions kept", "regimes 1 / 2 / 3"], rows)
-    return text + "\n![accuracy of the first task, and the denoiser](cuber.png)\n"
+    return text + "\n![accuracy of the first task](cuber.png)\n"
 
 
 def main() -> None:
-    parts = sys.argv[1:] or ["digits", "bridge"]
     torch.set_num_threads(1)
     cells = Cells("cuber", {"what": __doc__.strip().splitlines()[0]})
-    if "digits" in parts:
-        for stream, kind in STREAMS.items():
-            for seed in kind["seeds"]:
-                for method in METHODS:
-                    cells.once(
-                        f"{stream}/{method}/seed={seed}",
-                        lambda m=method, s=stream, n=seed: digits(m, s, n),  # type: ignore[misc]
-                    )
-        for stream in STREAMS:
-            for method in REGIMES:
+    for stream, kind in STREAMS.items():
+        for seed in kind["seeds"]:
+            for method in METHODS:
                 cells.once(
-                    f"regimes/{stream}/{method}/seed=0",
-                    lambda m=method, s=stream: regimes(m, s, 0),  # type: ignore[misc]
+                    f"{stream}/{method}/seed={seed}",
+                    lambda m=method, s=stream, n=seed: digits(m, s, n),  # type: ignore[misc]
                 )
-        summarise(cells)
-    if "bridge" in parts:
-        cells.once("regimes/bridge/CUBER, eps2 0", bridge_start)
-        for method in BRIDGE:
-            for seed in (0, 1, 2):
-                cells.once(f"bridge/{method}/seed={seed}", lambda m=method, n=seed: bridge(m, n))  # type: ignore[misc]
+    for stream in STREAMS:
+        for method in REGIMES:
+            cells.once(
+                f"regimes/{stream}/{method}/seed=0",
+                lambda m=method, s=stream: regimes(m, s, 0),  # type: ignore[misc]
+            )
+    summarise(cells)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
 New are 24 subjects that it has never seen (a sheep, a violin, ...), each in both styles, on all eight
 backgrounds, large or small in a corner: 2,000 scenes to train on, 256 others held out. Trained by
-`scripts/train_text_to_image.py`, 200 steps of 32 scenes, AdamW, rate 0.0002, constant: plainly, and with
-`--continual gpm|trgp|cuber --old_dataset_name emoji`, which looks at 512 scenes of the first set.
+`scripts/train_text_to_image.py`, 120 steps of 16 scenes, AdamW, rate 0.0003, constant: plainly, and with
+`--continual gpm|trgp|cuber --old_dataset_name emoji`, which looks at 256 scenes of the first set.
 
-Loss: of 256 held-out scenes of each set, the same noises every time. Old subjects seen: by `emoji-evaluator`,
-in 200 images of held-out captions of the first set. Distance: Fréchet, EfficientNet-Lite0 features, of 256
-images of the new captions to the 256 held-out drawings. Images: DDIM, 10 steps, guidance 4. Old scenes are
-drawn by the network without the new scale matrices, new ones by the network with them.
+Loss: of 256 held-out scenes of each set, the same two noises every time. Old subjects seen: by
+`emoji-evaluator`, in 100 images of held-out captions of the first set, DDIM, 10 steps, guidance 4. Old scenes
+are for the network without the new scale matrices, new ones for the network with them.
 
-    python benchmarks/cuber_emoji.py        (half an hour on a core)
+    python benchmarks/cuber_emoji.py        (a quarter of an hour on a core)
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dmkit import data, metrics, zoo
+from dmkit import data, zoo
 from dmkit.auxiliary.continual.cuber import GPM
 from dmkit.auxiliary.continual.cuber.finetuning import MEMORY, ContinualArguments
 from dmkit.data import scenes
 from dmkit.data.emoji import Art
-from dmkit.evaluation import Reference, load_evaluator, quality
+from dmkit.evaluation import load_evaluator, quality
 from dmkit.schedulers.registry import build
 from dmkit.training.arguments import TrainingArguments
 from dmkit.training.caching import CachedTensors, encode_dataset
@@ -52,8 +51,8 @@ NEW = (
 )
 METHODS = ("fine-tuning", "gpm", "trgp", "cuber")
 NAMES = {"fine-tuning": "fine-tuning", "gpm": "GPM", "trgp": "TRGP", "cuber": "CUBER, ε₂ = 0"}
-SEEDS, STEPS, BATCH, RATE, OLD = (0, 1, 2), 200, 32, 2e-4, 512
-TRAINED, HELD_OUT, JUDGED = 2000, 256, 200
+SEEDS, STEPS, BATCH, RATE, OLD = (0, 1, 2), 120, 16, 3e-4, 256
+TRAINED, HELD_OUT, JUDGED = 2000, 256, 100
 SAMPLE_STEPS, GUIDANCE = 10, 4.0
 ABOUT = {"what": " ".join(__doc__.split("\n    python")[0].split("\n\n", 1)[1].split())}
 
@@ -146,11 +145,11 @@ def encoded(kind: str) -> CachedTensors:
 
 @torch.no_grad()
 def loss(pipe: StableDiffusionPipeline, kind: str) -> float:
-    """Of the held-out scenes, each at four noises that are the same every time; no caption is dropped."""
+    """Of the held-out scenes, each at two noises that are the same every time; no caption is dropped."""
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     task = TextToImageTask(pipe, scheduler, snr_gamma=5.0, caption_dropout=0.0)
     found = []
-    for repeat in range(4):
+    for repeat in range(2):
         for k, batch in enumerate(DataLoader(encoded(kind), batch_size=64)):
             here = Step(k, "main", Draws(1, 100 * repeat + k, rank=0, world=1))
             found.append(float(task.training_step(batch, here)["loss"]))
@@ -162,28 +161,24 @@ def judge() -> Any:
     return load_evaluator()
 
 
-@cache
-def reference() -> Reference:
-    extractor = metrics.EfficientNetLite0()
-    return Reference("new", metrics.describe(held_out("new"), extractor), extractor)
-
-
 def figures(old: StableDiffusionPipeline, new: StableDiffusionPipeline) -> dict[str, float]:
     """What both networks are worth, each on its set."""
-    scheduler = build("ddim", new.scheduler.config)
-
-    def of(pipe: Any, kind: str, count: int, **more: Any) -> dict[str, float]:
-        prompts = held_out(kind).captions[:count]
-        common = {"seed": 1_000_000, "prompt": prompts, "guidance_scale": GUIDANCE}
-        return quality(pipe, scheduler, SAMPLE_STEPS, count, **common, **more)
-
-    seen = of(old, "old", JUDGED, reference=None, metrics=("concepts",), evaluator=judge())
-    distance = of(new, "new", HELD_OUT, reference=reference(), metrics=("frechet",))
+    seen = quality(
+        old,
+        build("ddim", old.scheduler.config),
+        SAMPLE_STEPS,
+        JUDGED,
+        None,
+        metrics=("concepts",),
+        seed=1_000_000,
+        prompt=held_out("old").captions[:JUDGED],
+        evaluator=judge(),
+        guidance_scale=GUIDANCE,
+    )
     return {
         "old_loss": loss(old, "old"),
         "new_loss": loss(new, "new"),
         "old_subjects_seen": seen["concepts_subject"],
-        "new_frechet": distance["frechet_efficientnet_lite0"],
     }
 
 
@@ -238,7 +233,6 @@ COLUMNS = {
     "old_loss": "loss, old",
     "new_loss": "loss, new",
     "old_subjects_seen": "old subjects seen",
-    "new_frechet": "distance, new",
     "kept_mb": "memory, MB",
 }
 
@@ -251,9 +245,8 @@ def render(content: dict[str, Any]) -> str:
     cells = content["cells"]
     text = head(content, "CUBER, TRGP and GPM on `emoji`")
     rows = []
-    for name, runs in {"shipped": [cells["shipped"]]} | {
-        NAMES[m]: runs_of(cells, m) for m in METHODS
-    }.items():
+    found = {"shipped": [cells["shipped"]]} | {NAMES[m]: runs_of(cells, m) for m in METHODS}
+    for name, runs in found.items():
         if runs:
             figures = [few([run[key] for run in runs]) if key in runs[0] else "" for key in COLUMNS]
             rows.append([name, len(runs), *figures])
@@ -276,16 +269,18 @@ def draw(cells: dict[str, Any]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     start = cells["shipped"]
     for method in METHODS:
-        runs = runs_of(cells, method)
+        if not (runs := runs_of(cells, method)):
+            continue
         gained = [100 * (1 - run["new_loss"] / start["new_loss"]) for run in runs]
         lost = [100 * (run["old_loss"] / start["old_loss"] - 1) for run in runs]
         axes[0].plot(gained, lost, "o", label=NAMES[method])
-        seen = [100 * run["old_subjects_seen"] for run in runs]
-        axes[1].plot([run["new_frechet"] for run in runs], seen, "o", label=NAMES[method])
+        axes[1].plot(gained, [100 * run["old_subjects_seen"] for run in runs], "o", label=NAMES[method])
     axes[0].plot(0, 0, "k*", label="shipped")
-    axes[1].plot(start["new_frechet"], 100 * start["old_subjects_seen"], "k*", label="shipped")
-    axes[0].set(xlabel="loss of new scenes falls by, %", ylabel="loss of old scenes rises by, %")
-    axes[1].set(xlabel="Fréchet distance of new scenes", ylabel="old subjects seen, %")
+    axes[1].plot(0, 100 * start["old_subjects_seen"], "k*", label="shipped")
+    axes[0].set(ylabel="loss of old scenes rises by, %")
+    axes[1].set(ylabel="old subjects seen, %")
+    for axis in axes:
+        axis.set(xlabel="loss of new scenes falls by, %")
     axes[0].legend(fontsize=8)
     figure.savefig(RESULTS / "cuber_emoji.png", dpi=110)
     plt.close(figure)
@@ -296,9 +291,9 @@ def main() -> None:
     cells = Cells("cuber_emoji", ABOUT)
     cells.once("shipped", shipped)
     cells.once("agreeing", agreeing)
-    for seed in SEEDS:
-        for method in METHODS:
-            cells.once(f"{method}/seed={seed}", lambda method=method, seed=seed: learned(method, seed))
+    runs = [(method, seed) for seed in SEEDS for method in METHODS if method != "trgp"]
+    for method, seed in (*runs, *(("trgp", seed) for seed in SEEDS)):
+        cells.once(f"{method}/seed={seed}", lambda method=method, seed=seed: learned(method, seed))
 
 
 if __name__ == "__main__":
