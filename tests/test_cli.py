@@ -530,3 +530,18 @@ def test_settings_are_read_as_values(text, value):
     found = _options.settings([f"key={text}"], window=None, cutoff=text)
     assert found == {"key": value, "cutoff": value}
     assert type(found["key"]) is type(value)
+
+
+def test_a_one_step_model_is_sampled_without_guidance(small_zoo, text_pipe, recwarn):
+    text_pipe.save_pretrained(small_zoo / "student")
+    card = "---\ntags: [one-step]\ndataset: digits\n---\n# student\n\nUntrained.\n"
+    (small_zoo / "student" / "README.md").write_text(card)
+    common = ("sample", "student", "--prompt", "a cat", "--steps", 2, "--num-images", 1)
+    dmkit(*common, "--out", "a")
+    assert parameters("a/ddim/000000.png")["guidance_scale"] == 1.0
+    assert not [w for w in recwarn if "guidance" in str(w.message)]
+    with pytest.warns(
+        UserWarning, match="student was distilled to be sampled without guidance; guidance 3 spoils"
+    ):
+        dmkit(*common, "--guidance-scale", 3, "--out", "b")
+    assert parameters("b/ddim/000000.png")["guidance_scale"] == 3.0

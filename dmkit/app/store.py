@@ -20,9 +20,6 @@ from .. import zoo
 from .._files import load_json
 from ..errors import FileFormatError
 
-ONE_STEP = "one-step"
-"""The tag of a card (`tags:` of its front matter) that marks a distilled model of one step."""
-
 
 class SharedLock:
     """Many at once, or one alone; who wants it alone is not overtaken for ever."""
@@ -92,7 +89,7 @@ class ModelStore:
             name
             for name, model in models
             if text in (None, _takes_text(model.folder))
-            and one_step in (None, ONE_STEP in card(model.folder).get("tags", []))
+            and one_step in (None, zoo.ONE_STEP in card(model.folder).get("tags", []))
         ]
 
     def _local(self) -> list[Path]:
@@ -164,15 +161,10 @@ class ModelStore:
 
 def card(folder: Path) -> dict[str, Any]:
     """The front matter of a model's card; empty where there is none, or none that is YAML."""
-    import yaml
-
-    file = folder / "README.md"
-    parts = file.read_text(encoding="utf-8", errors="replace").split("---\n") if file.is_file() else []
     try:
-        front = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else {}
-    except yaml.YAMLError:
-        front = {}
-    return front if isinstance(front, dict) else {}
+        return zoo.card(folder)
+    except FileFormatError:
+        return {}
 
 
 def _takes_text(folder: Path) -> bool:

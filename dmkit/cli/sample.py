@@ -29,7 +29,10 @@ def sample(
     seed: options.Seed = 0,
     prompt: options.Prompt = None,
     negative_prompt: options.Prompt = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="For text-to-image models.")] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="For text-to-image models; the pipeline's own by default, 1 for one-step models."),
+    ] = None,
     nasa: Annotated[
         float | None,
         typer.Option(
@@ -63,7 +66,7 @@ def sample(
     from ..images import grid, save_png, side_by_side, to_pil
     from ..records import plain, provenance
     from ..schedulers.registry import build_all, check_steps
-    from ..zoo.opening import open_pipeline
+    from ..zoo.opening import guidance_for, open_pipeline
     from . import _work as work
 
     chosen = options.settings(
@@ -73,6 +76,7 @@ def sample(
     samplers = build_all(options.names(compare or scheduler), pipe.scheduler.config, **chosen)
     for name, sampler in samplers.items():
         check_steps(name, sampler, steps)
+    guidance_scale = guidance_for(model, guidance_scale)
     text = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
     text = {key: value for key, value in text.items() if value is not None}
     steering = {key: value for key, value in {"nasa": nasa, "nag": nag}.items() if value is not None}

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _HOME = Path(__file__).parent
 
+ONE_STEP = "one-step"
+"""The tag of a card (`tags:` of its front matter) that marks a distilled model of one step."""
+
 
 @dataclass(frozen=True)
 class ZooEntry:
@@ -71,6 +74,23 @@ def examples(name: str) -> builtins.list[Path]:
     return sorted((Path(path(name)) / "examples").glob("*.png"))
 
 
+def card(folder: str | Path) -> dict[str, Any]:
+    """The front matter of a model's card, `README.md`; empty where there is none.
+
+    Raises:
+        FileFormatError: front matter that is not YAML.
+    """
+    import yaml
+
+    file = Path(folder) / "README.md"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    try:
+        front = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else None
+    except yaml.YAMLError as error:
+        raise FileFormatError(f"{file} does not open with valid YAML: {error}") from error
+    return front if isinstance(front, dict) else {}
+
+
 def reference(model: str) -> str:
     """What a model's images are measured against: the test split of the data set that its card names.
 
@@ -84,16 +104,9 @@ def reference(model: str) -> str:
         ValueError: an unknown zoo name, or no card that names a data set.
         FileFormatError: a card whose front matter is not YAML.
     """
-    import yaml
-
     folder = Path(model) if Path(model).is_dir() or "/" in model else Path(path(model))
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    try:
-        front = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else None
-    except yaml.YAMLError as error:
-        raise FileFormatError(f"{card} does not open with valid YAML: {error}") from error
-    if not isinstance(front, dict) or not isinstance(front.get("dataset"), str):
+    front = card(folder)
+    if not isinstance(front.get("dataset"), str):
         raise ValueError(
             f"{model} has no card (README.md) whose front matter names the `dataset` to measure it against: "
             "give a data set or a folder of pictures as the reference (--reference)."

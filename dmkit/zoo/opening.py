@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 
@@ -39,3 +41,30 @@ def open_pipeline(model: str, device: str | None) -> Any:
         return pipe.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def guidance_for(model: str, guidance_scale: float | None) -> float | None:
+    """The guidance to sample a model with: for a distilled model of one step 1, unless another is wanted.
+
+    Args:
+        model: as for `open_pipeline`.
+        guidance_scale: what the user asked for; None for the pipeline's own.
+    """
+    from . import ONE_STEP, card, path
+    from . import list as shipped
+
+    if Path(model).is_dir():
+        folder = model
+    elif model in {entry.name for entry in shipped()}:
+        folder = path(model)
+    else:
+        return guidance_scale
+    if ONE_STEP not in (card(folder).get("tags") or []):
+        return guidance_scale
+    if guidance_scale is not None and guidance_scale > 1:
+        warnings.warn(
+            f"{model} was distilled to be sampled without guidance; guidance {guidance_scale:g} spoils its "
+            "images.",
+            stacklevel=2,
+        )
+    return 1.0 if guidance_scale is None else guidance_scale

@@ -235,7 +235,8 @@ def images_slider(value: int = 4) -> gr.Slider:
 
 
 def guidance_slider(value: float = 3.0) -> gr.Slider:
-    return gr.Slider(*limits.GUIDANCE, value, step=0.5, label="Guidance scale")
+    info = "1 is none; models of one step want 1"
+    return gr.Slider(*limits.GUIDANCE, value, step=0.5, label="Guidance scale", info=info)
 
 
 def prompt_box(value: str = "", label: str = "Prompt", info: str | None = None) -> gr.Textbox:
