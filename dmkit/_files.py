@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from torch import Tensor
 from .errors import FileFormatError
 
 UNFINISHED = ".unfinished-"
+Model = TypeVar("Model")
 
 
 def _sync(path: Path) -> None:
@@ -100,6 +101,28 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise FileFormatError(f"{path} is missing, truncated or not a safetensors file: {error}") from error
+
+
+def load_whole(kind: type[Model], folder: str | Path) -> Model:
+    """What `kind.save_pretrained` wrote, in eval mode.
+
+    Diffusers gives weights that a file lacks their first random values, with a warning.
+
+    Args:
+        kind: a subclass of `ModelMixin`.
+        folder: with its configuration and weights.
+
+    Raises:
+        FileFormatError: weights that are missing, or are none of this model's.
+        OSError: no such folder, or a damaged file.
+    """
+    loads: Any = kind
+    model, found = loads.from_pretrained(folder, output_loading_info=True)
+    if missing := found["missing_keys"]:
+        raise FileFormatError(f"{folder} lacks {', '.join(sorted(missing))}.")
+    if foreign := found["unexpected_keys"]:
+        raise FileFormatError(f"{folder} has weights of another model: {', '.join(sorted(foreign))}.")
+    return model.eval()
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import pytest
 import scipy.sparse
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dmkit.auxiliary.recommendation.nbpo import (
@@ -235,6 +236,12 @@ def test_tables_are_read(tmp_path):
         read_interactions(recbole, min_rating=1)
     with pytest.raises(FileFormatError, match="is missing or no table"):
         read_interactions(tmp_path / "none.csv")
+    plain.write_text("user,item,rating\nann,tea,good\n")
+    with pytest.raises(FileFormatError, match=r"the rating 'good' is no number"):
+        read_interactions(plain, min_rating=1)
+    plain.write_text("user,item\nann,tea\n,cake\nbob,\n")
+    with pytest.warns(UserWarning, match="2 rows have no user or no item and are left out"):
+        assert read_interactions(plain).user_ids == ["ann"]
     plain.write_text("who,what\n1,2\n")
     with pytest.raises(
         FileFormatError, match=r"no column user or user_id or userId; it has \['who', 'what'\]"
@@ -361,6 +368,7 @@ def test_evaluation_refuses_what_it_cannot_rank():
     wanted = clicks([0], items=4)
     for scores, target, ks, message in (
         (torch.zeros(1, 4), wanted, [], "ks are at least 1"),
+        (torch.zeros(1, 4), wanted, [2.5], "ks are at least 1 and whole"),
         (torch.zeros(1, 3), wanted, [1], r"1 users and 4 items are not \(1, 3\)"),
         (torch.full((1, 4), math.nan), wanted, [1], "A score is NaN"),
         (torch.zeros(1, 4), clicks([], items=4), [1], "nothing to find"),
@@ -404,6 +412,14 @@ def test_recommendations_leave_clicks_out():
     )
     with pytest.raises(ValueError, match="k is in 1 to 10, not 11"):
         model.recommend(users, 11)
+    for ask in (lambda u: model.recommend(u, 2), lambda u: model.predict(u, torch.zeros(1, 2).long())):
+        with pytest.raises(ValueError, match="There is no user 7: they are 0 to 2"):
+            ask(torch.tensor([7]))
+        with pytest.raises(ValueError, match=r"users are whole numbers, not torch\.float32"):
+            ask(torch.tensor([0.5]))
+    for ask in (model.predict, model.flip_probability, model.posterior_positive):
+        with pytest.raises(ValueError, match="There is no item -1: they are 0 to 9"):
+            ask(users[:1], torch.tensor([[3, -1]]))
 
 
 def test_flips_and_posteriors_are_two_things():
@@ -436,6 +452,11 @@ def test_a_recommender_is_saved_and_read(tmp_path, flip):
     items = torch.arange(10).expand(3, 10)
     assert torch.equal(again.posterior_positive(users, items), model.posterior_positive(users, items))
     assert (again.user_ids, again.item_ids) == (model.user_ids, model.item_ids)
+    (weights,) = (tmp_path / "kept/scores").glob("*.safetensors")
+    save_file({"other.weight": torch.zeros(2)}, weights)
+    with pytest.raises(FileFormatError, match=r"lacks item_factors\.weight, user_factors\.weight"):
+        Recommender.load(tmp_path / "kept")
+    model.save(tmp_path / "kept")
     (tmp_path / "kept/seen.safetensors").unlink()
     with pytest.raises(FileFormatError, match=r"seen.safetensors is missing"):
         Recommender.load(tmp_path / "kept")

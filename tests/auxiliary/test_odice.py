@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from odice_cases import task, transitions
+from safetensors.torch import save_file
 
 from dmkit.auxiliary.rl.odice import (
     DIVERGENCES,
@@ -97,12 +98,16 @@ def test_the_value_of_one_state_solves_mean_ratio(lam, expected):
         layer = made.modules["value"].networks[0][0]
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.constant_(layer.bias, expected)
-        slopes.append(gradient(made, batch))
-        assert slopes[-1].abs().max() < 1e-4
+        assert gradient(made, batch).abs().max() < 1e-4
         torch.nn.init.constant_(layer.bias, expected + 0.7)
-        assert gradient(made, batch)[1] > 0.05
+        above = gradient(made, batch)
+        assert above[1] > 0.05
         torch.nn.init.constant_(layer.bias, expected - 0.7)
-        assert gradient(made, batch)[1] < -0.05
+        below = gradient(made, batch)
+        assert below[1] < -0.05
+        slopes.append(torch.cat([above, below]))
+    for other in slopes[1:]:
+        torch.testing.assert_close(other, slopes[0])
 
 
 def test_without_a_backward_loss_it_is_the_semi_gradient():
@@ -312,6 +317,22 @@ def test_recordings_that_do_not_fit_are_refused():
     ):
         with pytest.raises(kind, match=message):
             Transitions(**{**columns, **changes})
+    with pytest.raises(ValueError, match=r"not of \[2, 1, 1, 1\] axes"):
+        Transitions(**{**columns, "actions": torch.zeros(120)})
+    with pytest.raises(ValueError, match=r"different sizes: \[\(1, 1\), \(2, 1\)\]"):
+        Episodes([good, good._replace(observations=torch.zeros(4, 2))])
+    flat = [torch.zeros(4, 2), torch.zeros(4, 1), torch.zeros(4), *torch.zeros(2, 4).bool()]
+    with pytest.raises(TypeError, match=r"truncations are boolean, not torch\.float32"):
+        Transitions.from_arrays(*flat[:4], torch.zeros(4))
+    with pytest.raises(ValueError, match=r"Columns of \[4, 4, 4, 4, 3\] rows"):
+        Transitions.from_arrays(*flat[:4], torch.zeros(3).bool())
+    with pytest.raises(ValueError, match=r"Columns of \[0, 0, 0, 0, 0\] rows"):
+        Transitions.from_arrays(*(column[:0] for column in flat))
+    one = Transitions(**{name: column[:1] for name, column in columns.items()})
+    with pytest.raises(ValueError, match="One transition has no deviation"):
+        one.normalize_states()
+    with pytest.raises(ValueError, match=r"A box of \(3,\) and \(3,\) for actions \(1, 2\)"):
+        one.scale_actions(-torch.ones(3), torch.ones(3))
 
 
 def test_an_agent_acts_in_the_environments_own_numbers(tmp_path):
@@ -331,6 +352,20 @@ def test_an_agent_acts_in_the_environments_own_numbers(tmp_path):
     assert again.about == {"lam": 0.5}
     (tmp_path / "agent/agent.json").write_text('{"format": 1}')
     with pytest.raises(FileFormatError, match="holds no whole agent"):
+        Agent.load(tmp_path / "agent")
+    with pytest.raises(ValueError, match=r"Observations are \(B, 3\), not \(2, 4\)"):
+        agent.act(torch.zeros(2, 4))
+    # What does not belong together is refused, and never filled up with random numbers.
+    agent.save(tmp_path / "agent")
+    (weights,) = (tmp_path / "agent/policy").glob("*.safetensors")
+    save_file({"other.weight": torch.zeros(2)}, weights)
+    with pytest.raises(FileFormatError, match=r"holds no whole agent: .*lacks log_std, mean\.0\.bias"):
+        Agent.load(tmp_path / "agent")
+    save_file({**policy.state_dict(), "other.weight": torch.zeros(2)}, weights)
+    with pytest.raises(FileFormatError, match=r"weights of another model: other\.weight"):
+        Agent.load(tmp_path / "agent")
+    Agent(policy, torch.zeros(1), torch.ones(3), low, high).save(tmp_path / "agent")
+    with pytest.raises(FileFormatError, match="its scales are not of 3 observations and 2 actions"):
         Agent.load(tmp_path / "agent")
 
 

@@ -151,8 +151,11 @@ def read_interactions(path: str | Path, *, k: int = 1, min_rating: float | None 
         min_rating: lower ratings are not counted as interactions; all are by default.
 
     Raises:
-        FileFormatError: a file that is missing, or has no such columns.
+        FileFormatError: a file that is missing, has no such columns, or ratings that are no numbers.
         ValueError: nothing that remains.
+
+    Warns:
+        UserWarning: rows without a user or an item, which are left out.
     """
     import pandas
 
@@ -170,7 +173,16 @@ def read_interactions(path: str | Path, *, k: int = 1, min_rating: float | None 
     if min_rating is not None:
         if "rating" not in table:
             raise FileFormatError(f"{path} has no column rating, which min_rating asks for.")
-        table = table[table["rating"] >= min_rating]
+        rated = pandas.to_numeric(table["rating"], errors="coerce")
+        if len(wrong := table["rating"][rated.isna() & table["rating"].notna()]):
+            raise FileFormatError(f"{path}: the rating {wrong.iloc[0]!r} is no number.")
+        table = table[rated >= min_rating]
+    whole = table[[name for name in names if name]].dropna()
+    if len(whole) < len(table):
+        warnings.warn(
+            f"{path}: {len(table) - len(whole)} rows have no user or no item and are left out.", stacklevel=2
+        )
+        table = whole
     return k_core(table[names[0]].tolist(), table[names[1]].tolist(), k)
 
 

@@ -45,8 +45,8 @@ def evaluate_ranking(
     Raises:
         ValueError: no k, a k below 1, nothing to find, or scores of another shape or that are NaN.
     """
-    if not ks or min(ks) < 1:
-        raise ValueError(f"ks are at least 1, not {list(ks)}.")
+    if not ks or min(ks) < 1 or any(k != int(k) for k in ks):
+        raise ValueError(f"ks are at least 1 and whole, not {list(ks)}.")
     if not len(wanted):
         raise ValueError("There is nothing to find: the test set is empty.")
     longest = min(max(ks), wanted.num_items)

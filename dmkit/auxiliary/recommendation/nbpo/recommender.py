@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...._files import atomic_folder, load_json, load_tensors, save_json
+from ...._files import atomic_folder, load_json, load_tensors, load_whole, save_json
 from ....errors import FileFormatError
 from .interactions import Interactions
 from .losses import log_not_clicked
@@ -61,7 +61,13 @@ class Recommender:
 
     @torch.no_grad()
     def predict(self, users: Tensor, items: Tensor) -> Tensor:
-        """R of users (B,) and items (B, ...), larger is better."""
+        """R of users (B,) and items (B, ...), larger is better.
+
+        Raises:
+            ValueError: a number that no user or item has.
+        """
+        _check_numbers("user", users, self.seen.num_users)
+        _check_numbers("item", items, self.seen.num_items)
         return self.scores(users, items)
 
     @torch.no_grad()
@@ -77,8 +83,9 @@ class Recommender:
             (B, k), the best first; -1 where a user has fewer left.
 
         Raises:
-            ValueError: k out of range.
+            ValueError: k out of range, or a number that no user has.
         """
+        _check_numbers("user", users, self.seen.num_users)
         if not 1 <= k <= self.seen.num_items:
             raise ValueError(f"k is in 1 to {self.seen.num_items}, not {k}.")
         table = self.scores.all_scores(users).cpu()
@@ -90,6 +97,8 @@ class Recommender:
     def _flip_logits(self, users: Tensor, items: Tensor) -> Tensor:
         if self.flip is None:
             raise ValueError("This recommender was trained without flip probabilities.")
+        _check_numbers("user", users, self.seen.num_users)
+        _check_numbers("item", items, self.seen.num_items)
         if isinstance(self.flip, float):
             return torch.full(items.shape, self.flip).logit()
         return self.flip(users, items)
@@ -150,10 +159,10 @@ class Recommender:
                 f"{folder} has format {content.get('format')}; this version reads {FORMAT}."
             )
         try:
-            scores = MatrixFactorization.from_pretrained(folder / "scores").eval()
+            scores = load_whole(MatrixFactorization, folder / "scores")
             flip = content["flip"]
             if flip == "learnt":
-                flip = FlipModel.from_pretrained(folder / "flip").eval()
+                flip = load_whole(FlipModel, folder / "flip")
             clicks = load_tensors(folder / "seen.safetensors")
             size = (scores.config.num_users, scores.config.num_items)
             seen = Interactions(clicks["users"], clicks["items"], *size)
@@ -162,3 +171,10 @@ class Recommender:
             raise
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{folder} holds no whole recommender: {error}") from error
+
+
+def _check_numbers(what: str, numbers: Tensor, count: int) -> None:
+    if numbers.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{what}s are whole numbers, not {numbers.dtype}.")
+    if len(wrong := numbers[(numbers < 0) | (numbers >= count)]):
+        raise ValueError(f"There is no {what} {int(wrong[0])}: they are 0 to {count - 1}.")

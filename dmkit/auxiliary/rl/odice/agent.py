@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...._files import atomic_folder, load_json, save_json
+from ...._files import atomic_folder, load_json, load_whole, save_json
 from ....errors import FileFormatError, MissingExtraError
 from .networks import GaussianPolicy
 
@@ -57,7 +57,13 @@ class Agent:
     def act(
         self, observations: Tensor, deterministic: bool = True, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Observations (B, d) -> actions (B, a) within the box."""
+        """Observations (B, d) -> actions (B, a) within the box.
+
+        Raises:
+            ValueError: observations of another shape.
+        """
+        if observations.ndim != 2 or observations.shape[1] != len(self.mean):
+            raise ValueError(f"Observations are (B, {len(self.mean)}), not {tuple(observations.shape)}.")
         device = next(self.policy.parameters()).device
         states = ((observations.float() - self.mean) / self.std).to(device)
         actions = self.policy.act(states, deterministic, generator).cpu()
@@ -84,7 +90,10 @@ class Agent:
             )
         try:
             mean, std, low, high = (torch.tensor(content[name]) for name in ("mean", "std", "low", "high"))
-            policy = GaussianPolicy.from_pretrained(Path(folder) / "policy").eval()
+            policy = load_whole(GaussianPolicy, Path(folder) / "policy")
+            sizes = (policy.config.observation_dim,) * 2 + (policy.config.action_dim,) * 2
+            if [tuple(part.shape) for part in (mean, std, low, high)] != [(size,) for size in sizes]:
+                raise ValueError(f"its scales are not of {sizes[0]} observations and {sizes[2]} actions")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{folder} holds no whole agent: {error!r}") from error
         return cls(policy, mean, std, low, high, content.get("about", {}))

@@ -63,6 +63,9 @@ class Episodes:
             raise ValueError("There is no episode.")
         for k, episode in enumerate(self.episodes):
             _check(k, episode)
+        sizes = {(e.observations.shape[1], e.actions.shape[1]) for e in self.episodes}
+        if len(sizes) > 1:
+            raise ValueError(f"Episodes have observations and actions of different sizes: {sorted(sizes)}.")
 
     @classmethod
     def from_minari(cls, episodes: Iterable[Any], about: Mapping[str, Any] | None = None) -> Episodes:
@@ -181,13 +184,14 @@ class Transitions(Dataset):
                 f"Observations are {tuple(observations.shape)}, the next ones "
                 f"{tuple(next_observations.shape)}."
             )
-        if terminations.dtype != torch.bool:
-            raise TypeError(f"terminations are boolean, not {terminations.dtype}.")
+        _check_ends(terminations=terminations)
         if not actions.is_floating_point():
             raise TypeError(f"A Gaussian policy needs actions of real numbers, not {actions.dtype}.")
         lengths = [len(part) for part in (observations, actions, rewards, terminations)]
         if len(set(lengths)) > 1 or not lengths[0]:
             raise ValueError(f"Columns of {lengths} rows are no transitions.")
+        if (ranks := [part.ndim for part in (observations, actions, rewards, terminations)]) != [2, 2, 1, 1]:
+            raise ValueError(f"Transitions are (E, d), (E, a), (E,) and (E,), not of {ranks} axes.")
         self.columns = {
             "observations": observations,
             "actions": actions,
@@ -219,6 +223,10 @@ class Transitions(Dataset):
         Raises:
             ValueError, TypeError: as the class.
         """
+        _check_ends(terminations=terminations, truncations=truncations)
+        lengths = [len(part) for part in (observations, actions, rewards, terminations, truncations)]
+        if len(set(lengths)) > 1 or not lengths[0]:
+            raise ValueError(f"Columns of {lengths} rows are no transitions.")
         ends = terminations | truncations
         keep = torch.ones_like(ends)
         if next_observations is None:
@@ -242,7 +250,13 @@ class Transitions(Dataset):
         return {name: column[rows] for name, column in self.columns.items()}
 
     def normalize_states(self, epsilon: float = 1e-3) -> Transitions:
-        """Takes (s - mean) / (std + epsilon) for s and s'; an agent must do the same: see `mean`, `std`."""
+        """Takes (s - mean) / (std + epsilon) for s and s'; an agent must do the same: see `mean`, `std`.
+
+        Raises:
+            ValueError: one transition, which has no deviation.
+        """
+        if len(self) < 2:
+            raise ValueError("One transition has no deviation to normalise states by.")
         rows = self.columns["observations"]
         mean, std = rows.mean(0), rows.std(0) + epsilon
         for name in ("observations", "next_observations"):
@@ -254,13 +268,18 @@ class Transitions(Dataset):
         """Maps actions from the box between low and high (a,) to [-1, 1].
 
         Raises:
-            ValueError: a box without bounds.
+            ValueError: a box without bounds, or of another number of actions.
 
         Warns:
             UserWarning: actions outside of it.
         """
         if not (low.isfinite().all() and high.isfinite().all() and (low < high).all()):
             raise ValueError(f"Actions need a bounded box, not from {low.tolist()} to {high.tolist()}.")
+        if not low.shape == high.shape == self.columns["actions"].shape[1:]:
+            raise ValueError(
+                f"A box of {tuple(low.shape)} and {tuple(high.shape)} for actions "
+                f"{tuple(self.columns['actions'].shape)}."
+            )
         scaled = 2 * (self.columns["actions"] - low) / (high - low) - 1
         if outside := int((scaled.abs() > 1 + 1e-5).any(1).sum()):
             warnings.warn(f"{outside} actions lie outside of the box.", stacklevel=2)
@@ -282,6 +301,12 @@ class Transitions(Dataset):
         self.columns["rewards"] = self.columns["rewards"] * (target / span)
         self.returns = self.returns * (target / span)
         return self
+
+
+def _check_ends(**columns: Tensor) -> None:
+    for name, column in columns.items():
+        if column.dtype != torch.bool:
+            raise TypeError(f"{name} are boolean, not {column.dtype}.")
 
 
 def as_it_is(batch: Any) -> Any:
