@@ -91,6 +91,10 @@ def test_compare_orders(runs):
         ("D_p,bleu\n1,nan\n", "", "line 2: bleu must be a positive number, not 'nan'"),
         ("D_p,bleu\n1,-2\n", "", "line 2: bleu must be a positive number, not '-2'"),
         ("D_p,bleu\n1,2\n2,3\n", "--plot a.png", "has no curve with 3 distinct D to draw"),
+        ("D_p;bleu\n1;2\n", "", "Did you mean 'D_p;bleu'? Known: D_p;bleu. Columns are separated by commas."),
+        ("D_p,bleu,bleu\n1,2,3\n", "--metric bleu", "results.csv has more than one column bleu"),
+        ("D_p,bleu\n1,2\n2,17,5\n", "", "line 3: more cells than the header has columns"),
+        ("D_p,bleu\n1,2\n2,3\n3,4\n", "--baseline -1", "baseline must be a positive finite number, got -1"),
         ("D_p,bleu\n1,2\n", "--predict -3", "--predict takes a positive number, not -3"),
         ("D_p,bleu\n1,2\n", "--fit-first 2", "Invalid value for '--fit-first'"),
     ],
@@ -100,6 +104,20 @@ def test_what_is_wrong_is_said_in_a_line(workdir, content, options, says):
         (workdir / "results.csv").write_text(content)
     said = refusal("fit", "results.csv", *options.split())
     assert says.replace(r".*", "") in said or all(part in said for part in says.split(".*"))
+
+
+def test_a_header_without_a_name_is_no_score(workdir):
+    (workdir / "results.csv").write_text("D_p,bleu,\n1,2,\n2,3,\n3,3.5,\n")
+    assert "improving" in run("fit", "results.csv").stdout
+
+
+def test_where_the_law_has_no_value_there_is_none(runs):
+    options = ("--metric", "bleu", "--predict", 1, "--out", "out.json")
+    assert "at 1: the law has no value" in run("fit", runs, *options).stdout
+    text = (runs.parent / "out.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["curves"]["fr-en"]["predictions"] == [{"D": 1.0, "score": None}]
+    assert "fr-en: not to be extrapolated; improving" in run("compare", runs, *options[:2], "--at", 1).stdout
 
 
 def test_two_points_are_not_enough_to_say(workdir):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -166,9 +167,12 @@ def _figures(said: Diagnosis, places: list[float]) -> dict[str, Any]:
         figures["intervals"] = said.fit.coefficient_intervals()
     figures["predictions"] = []
     for place in places:
-        one: dict[str, Any] = {"D": place, "score": float(said.fit.predict(place))}
-        if spare:
-            one["interval"] = [float(end) for end in said.fit.interval(place)]
+        score = float(said.fit.predict(place))
+        one: dict[str, Any] = {"D": place, "score": None if math.isnan(score) else score}
+        if spare and one["score"] is not None:
+            ends = [float(end) for end in said.fit.interval(place)]
+            if not any(map(math.isnan, ends)):
+                one["interval"] = ends
         figures["predictions"].append(one)
     return figures
 
@@ -182,7 +186,8 @@ def _text(name: str, figures: dict[str, Any]) -> str:
     if figures.get("held_out"):
         lines.append(f"  largest log error held out: {figures['held_out']['max']:.3g}")
     for one in figures.get("predictions", []):
-        lines.append(f"  at {one['D']:g}: {one['score']:.4g}{_ends(one.get('interval'))}")
+        score = "the law has no value" if one["score"] is None else f"{one['score']:.4g}"
+        lines.append(f"  at {one['D']:g}: {score}{_ends(one.get('interval'))}")
     return "\n".join(lines + [f"  {note}" for note in figures["notes"]])
 
 

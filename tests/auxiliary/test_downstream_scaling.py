@@ -333,6 +333,22 @@ def test_bad_settings():
         LogLaw(beta_max=0)
 
 
+def test_bad_figures_of_a_metric():
+    for baseline in (0, -1, math.nan):
+        with pytest.raises(ValueError, match="baseline must be a positive finite number"):
+            diagnose(DATA, SCORES, baseline=baseline)
+    with pytest.raises(ValueError, match="ceiling must be positive, got 0"):
+        compare({"a": (DATA, SCORES)}, 1e11, ceiling=0)
+
+
+def test_scores_in_the_thousands_that_hardly_rise():
+    """exp(v / β) is beyond all floats for the least β."""
+    found = fit(LogLaw(), DATA[:5], [1500, 1509, 1513, 1514, 1514.5])
+    assert "beta" in found.at_bound
+    assert all(map(math.isfinite, found.coefficients.values()))
+    assert np.isfinite(list(found.coefficient_intervals().values())).all()
+
+
 def test_plot(tmp_path):
     plot(
         {"a": (Curve.of(DATA, SCORES), fit(LogLaw(), DATA, SCORES, first=4))}, tmp_path / "a.png", baseline=9

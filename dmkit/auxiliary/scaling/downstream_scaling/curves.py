@@ -92,15 +92,15 @@ def read_csv(path: str | Path, metric: str | None = None) -> tuple[str, dict[str
         The metric, and the pairs (D_p, score) by curve: one for each `mixture` and `D_f`.
 
     Raises:
-        FileFormatError: no such file, no header, a missing or ambiguous column, or a cell that is not a
-            positive number, with its line.
+        FileFormatError: no such file, no header, a missing or ambiguous column, a row that is longer than the
+            header, or a cell that is not a positive number, with its line.
     """
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle, skipinitialspace=True)
             columns = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = columns
-            rows = [(reader.line_num, row) for row in reader]
+            rows = [(reader.line_num, row) for row in reader]  # what is beyond the header is under None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileFormatError(f"{path} cannot be read as CSV: {error}") from error
     if not columns or not rows:
@@ -108,8 +108,14 @@ def read_csv(path: str | Path, metric: str | None = None) -> tuple[str, dict[str
             f"{path} has no rows; expected a header with {DATA} and a score, and a row a run."
         )
     if DATA not in columns:
-        raise FileFormatError(f"{path} has no column {DATA}. {unknown_name('column', DATA, columns)}")
-    others = [name for name in columns if name not in (DATA, "seed", *GROUPS)]
+        commas = " Columns are separated by commas." if len(columns) == 1 else ""
+        raise FileFormatError(f"{path} has no column {DATA}. {unknown_name('column', DATA, columns)}{commas}")
+    if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
+        raise FileFormatError(f"{path} has more than one column {', '.join(twice)}.")
+    for line, row in rows:
+        if None in row:
+            raise FileFormatError(f"{path}, line {line}: more cells than the header has columns.")
+    others = [name for name in columns if name not in ("", DATA, "seed", *GROUPS)]
     if metric is None:
         if len(others) != 1:
             raise FileFormatError(f"{path}: which column is the score? It has {', '.join(others) or 'none'}.")

@@ -104,9 +104,11 @@ def diagnose(
         seed: of the intervals' bootstrap.
 
     Raises:
-        ValueError: as `Curve.of` does, but for too few points.
+        ValueError: as `Curve.of` does, but for too few points; a baseline that is not positive and finite.
     """
     kind: Law = law or LogLaw()
+    if baseline is not None and not 0 < baseline < math.inf:
+        raise ValueError(f"baseline must be a positive finite number, got {baseline}: a log is taken.")
     if len(np.unique(np.asarray(D, dtype=np.float64))) < 3:
         return Diagnosis(
             "insufficient", "The law has three coefficients; fine-tune checkpoints at 3 or more D."
@@ -227,7 +229,8 @@ def compare(
 ) -> list[Candidate]:
     """Choices of data by the score that they are expected to give at D = `at`, the best first.
 
-    Curves that are misaligned, off the law or insufficient have no expected score and come last.
+    Curves that are misaligned, off the law or insufficient have no expected score and come last; so do those
+    whose law has no value there, at a D far below the smallest.
 
     Args:
         curves: (D, y) by name.
@@ -236,18 +239,25 @@ def compare(
         seed: of the intervals' bootstrap.
         options: of `diagnose`.
 
+    Raises:
+        ValueError: as `diagnose`; a ceiling that is not positive.
+
     Warns:
         UserWarning: far extrapolation, bounds, and a prediction above 80 % of `ceiling`: the laws know no
             largest score.
     """
+    if ceiling is not None and not ceiling > 0:
+        raise ValueError(f"ceiling must be positive, got {ceiling}.")
     found = []
     for name, (D, y) in curves.items():
         diagnosis = diagnose(D, y, seed=seed, **options)
         score, interval = None, None
         if diagnosis.fit is not None and diagnosis.status in ("improving", "plateau", "no_gain"):
-            score = float(diagnosis.fit.predict(at))
-            check_ceiling(score, ceiling)
-            if diagnosis.fit.freedom > 0:
+            expected = float(diagnosis.fit.predict(at))
+            score = None if math.isnan(expected) else expected
+            if score is not None:
+                check_ceiling(score, ceiling)
+            if score is not None and diagnosis.fit.freedom > 0:
                 lower, upper = diagnosis.fit.interval(at, seed=seed)
                 interval = float(lower), float(upper)
         found.append(Candidate(name, diagnosis, score, interval))

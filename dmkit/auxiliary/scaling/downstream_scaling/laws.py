@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+LARGEST_LOG = 600.0  # of a coefficient that is reported
 
 
 class Law(Protocol):
@@ -99,7 +100,7 @@ class LogLaw:
     def coefficients(self, theta: Array, log_first: float) -> dict[str, float]:
         """The paper's: log A, α, β."""
         v, s, gamma = (float(x) for x in theta)
-        first = math.exp(v * gamma)
+        first = math.exp(min(v * gamma, LARGEST_LOG))  # of a small β and a score in the thousands
         alpha = gamma * s * first
         return {"log_A": first - alpha * log_first, "alpha": alpha, "beta": 1 / gamma}
 
