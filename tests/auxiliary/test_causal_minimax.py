@@ -141,8 +141,10 @@ def test_the_search_of_a_chain_needs_few_tests():
 
 
 def test_too_many_classes_are_refused():
-    with pytest.raises(ValueError, match="more than max_classes=100 classes"):
-        equivalence_classes(parts([("Y", k) for k in range(8)]), max_classes=100)
+    with pytest.raises(ValueError, match="more than max_classes=10 classes"):
+        equivalence_classes(parts(chain(12)), max_classes=10)
+    with pytest.raises(ValueError, match=r"there are 2\^40 classes or more, beyond max_classes=4096"):
+        equivalence_classes(parts([("Y", k) for k in range(40)]))  # at once, whose list no memory holds
 
 
 # -- the condition
@@ -608,6 +610,26 @@ def test_data_that_are_refused(change, says):
         select(data, GRAPH, "Y", ["M"])
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"restarts": 0}, "restarts 0 and repeats 3"),
+        ({"width": -1}, "width -1"),
+        ({"bounds": {"M": (1, 0)}}, r"bounds \(1, 0\) of 'M'"),
+        ({"bounds": {"Z": (0, 1)}}, "of a mutable variable"),
+    ],
+)
+def test_options_that_are_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        select(experiment(0), GRAPH, "Y", ["M"], **options)
+
+
+def test_few_rows_are_refused():
+    few = {name: column[:20] for name, column in experiment(0).items()}
+    with pytest.raises(ValueError, match="20 rows are too few"):
+        select(few, GRAPH, "Y", ["M"])
+
+
 def test_a_poor_overlap_that_does_not_matter():
     """N follows from W, but neither Y nor a feature lies below it."""
     data = linear(900)
@@ -648,6 +670,13 @@ def test_a_graph_is_learned_and_used():
     assert set(chosen.features) == {"Z", "W"}
 
 
+def test_environments_may_have_names():
+    pytest.importorskip("causallearn")
+    data = varied(200)
+    named = {**data, "E": [["Bonn", "Rome", "York"][k] for k in data["E"]]}
+    assert set(learn_graph(named, test="fisherz").edges) == set(learn_graph(data, test="fisherz").edges)
+
+
 def test_learning_that_is_refused():
     data = {"Y": [0.0, 1.0], "E": [1, 1]}
     with pytest.raises(ValueError, match="two or more environments; 'E' has one"):
@@ -656,6 +685,13 @@ def test_learning_that_is_refused():
         learn_graph(data, test="kcl")
     with pytest.raises(ValueError, match="Unknown environment column 'site'"):
         learn_graph(data, "site")
+    for column, says in (
+        ([0.0, float("nan")], "column 'Y' must be one row of finite numbers"),
+        (["a", "b"], "column 'Y' must hold numbers"),
+        ([3.0, 3.0], "column 'Y' is constant"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            learn_graph({"Y": column, "E": [0, 1]}, test="fisherz")
 
 
 def test_a_table_and_a_graph_from_files(tmp_path):
@@ -673,6 +709,8 @@ def test_a_table_and_a_graph_from_files(tmp_path):
     assert set(Selection.from_pretrained(tmp_path / "out").features) == {"Z", "W"}
     with pytest.raises(FileFormatError, match=r"nowhere\.csv is missing or no table"):
         read(Arguments(data=str(tmp_path / "nowhere.csv")), 0)
+    with pytest.raises(ValueError, match=r"Unknown --target 'y'"):
+        read(Arguments(data=paths["data"], target="y"), 0)
     with pytest.raises(FileFormatError, match=r"data\.csv is missing or is not GML"):
         read(Arguments(data=paths["data"], graph=paths["data"]), 0)
     with pytest.raises(ValueError, match="nothing is mutable: name columns, or join them to 'site'"):

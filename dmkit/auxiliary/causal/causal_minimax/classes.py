@@ -89,6 +89,11 @@ def equivalence_classes(
                     f"there are more than max_classes={max_classes} classes; raise it, or leave out of the "
                     "graph what surely does not matter."
                 )
+        elif 2 ** len(adjacent) > max_classes:  # each of these subsets leads to a class, at least
+            raise ValueError(
+                f"there are 2^{len(adjacent)} classes or more, beyond max_classes={max_classes}; raise it, "
+                "or leave out of the graph what surely does not matter."
+            )
         else:
             waiting += [(left_out | (adjacent - chosen), taken | chosen) for chosen in subsets(adjacent)]
     return sorted(found, key=lambda one: (len(one.minimal), sorted(map(str, one.minimal))))

@@ -9,6 +9,7 @@ import networkx as nx
 import numpy as np
 
 from ....errors import MissingExtraError, unknown_name
+from .regressions import read_column
 
 TESTS = ("fisherz", "kci")
 
@@ -20,8 +21,8 @@ def learn_graph(
 
     Args:
         data: columns of numbers; all are nodes.
-        environment: the column that says where a row comes from. Its neighbours are mutable: see
-            `without_environment`.
+        environment: the column that says where a row comes from, by numbers or names. Its neighbours are
+            mutable: see `without_environment`.
         alpha: of the tests of independence.
         test: "kci", by kernels, whose time grows with n³; or "fisherz", for linear mechanisms.
 
@@ -29,8 +30,8 @@ def learn_graph(
         The graph. Edges that the data cannot orient have both arrows: see `first_extension`.
 
     Raises:
-        ValueError: no such column, one environment only, an unknown test, or a common cause that is not in
-            the data.
+        ValueError: no such column, one that is not finite numbers or is constant, one environment only, an
+            unknown test, or a common cause that is not in the data.
         MissingExtraError: causal-learn is not installed.
     """
     if test not in TESTS:
@@ -38,9 +39,15 @@ def learn_graph(
     if environment not in data:
         raise unknown_name("environment column", environment, map(str, data))
     names = [*(name for name in data if name != environment), environment]  # where CD-NOD has it
-    columns = [np.asarray(data[name], dtype=np.float64) for name in names]
-    if len(np.unique(columns[-1])) < 2:
+    places, codes = np.unique(np.asarray(data[environment]), return_inverse=True)
+    if len(places) < 2:
         raise ValueError(f"a graph is learned from two or more environments; {environment!r} has one.")
+    columns = [read_column(name, data[name]).numpy() for name in names[:-1]]
+    for name, column in zip(names, columns, strict=False):
+        if np.ptp(column) == 0:
+            raise ValueError(f"column {name!r} is constant: no test of independence can be made of it.")
+    by_number = np.issubdtype(places.dtype, np.number)
+    columns.append(places[codes].astype(np.float64) if by_number else codes.astype(np.float64))
     try:
         from causallearn.search.ConstraintBased.CDNOD import cdnod
     except ImportError as error:

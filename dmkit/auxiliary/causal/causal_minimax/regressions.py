@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,3 +150,18 @@ def simplest(
     beyond = losses - losses[losses.mean(1).argmin()]
     as_good = beyond.mean(1) <= beyond.std(1) / len(y) ** 0.5
     return regress(columns, inputs, y, **kinds[int(as_good.int().argmax())])
+
+
+def read_column(name: str, values: Any) -> Tensor:
+    """(n,) float64 of a column of data.
+
+    Raises:
+        ValueError: not one row of finite numbers.
+    """
+    try:
+        column = torch.from_numpy(np.array(values, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"column {name!r} must hold numbers: {error}") from error
+    if column.ndim != 1 or not column.isfinite().all():
+        raise ValueError(f"column {name!r} must be one row of finite numbers.")
+    return column

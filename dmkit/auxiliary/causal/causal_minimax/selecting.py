@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,9 +19,10 @@ from .classes import EquivalenceClass, equivalence_classes, exhaustive_classes, 
 from .graphs import Components, graphical_condition
 from .intervening import Mechanisms, risk, worst_case_risk
 from .overlap import overlap
-from .regressions import Columns, Regression
+from .regressions import Columns, Regression, read_column
 
 VERSION = 1
+FEWEST = 30  # rows: overlap is told from 15 neighbours in two thirds of them
 
 
 class OverlapError(ValueError):
@@ -80,7 +80,7 @@ class Selection:
             raise ValueError(
                 f"the data lack {', '.join(missing)}; they need {', '.join(self.predictor.inputs)}."
             )
-        columns = {name: _column(name, data[name]) for name in self.predictor.inputs}
+        columns = {name: read_column(name, data[name]) for name in self.predictor.inputs}
         return self.predictor(columns or {"": torch.zeros(len(data[next(iter(data))]))})
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -168,12 +168,22 @@ def select(
         exhaustive: find the classes by all 2^d subsets.
 
     Raises:
-        ValueError: a node without a column, a column that is not finite numbers or of another length, and
-            all that `graphical_condition` and `equivalence_classes` refuse.
+        ValueError: a node without a column, a column that is not finite numbers or of another length, fewer
+            than 30 rows, numbers out of range, bounds of what is not mutable, and all that
+            `graphical_condition` and `equivalence_classes` refuse.
         OverlapError: no choice's worst case can be supported.
         MissingExtraError: scikit-learn is not installed.
     """
+    if width < 0 or restarts < 1 or repeats < 1 or steps < 0:
+        raise ValueError(
+            f"width {width} and steps {steps} are at least 0, restarts {restarts} and repeats {repeats} 1."
+        )
     components = graphical_condition(graph, target, mutable)
+    for name, (low, high) in (bounds or {}).items():
+        if name not in components.mutable or not low <= high:
+            raise ValueError(
+                f"bounds ({low}, {high}) of {name!r}: of a mutable variable, the lower end first."
+            )
     columns = read_columns(data, components)
     generator = torch.Generator().manual_seed(seed)
     found = overlap(components, columns, generator=generator)
@@ -217,10 +227,12 @@ def read_columns(data: Mapping[str, Any], components: Components) -> Columns:
     """
     if missing := [str(node) for node in components.graph if node not in data]:
         raise ValueError(f"the graph's nodes {', '.join(missing)} are not columns of the data.")
-    columns = {node: _column(node, data[node]) for node in components.graph}
+    columns = {node: read_column(node, data[node]) for node in components.graph}
     if len({len(column) for column in columns.values()}) > 1:
         lengths = {node: len(column) for node, column in columns.items()}
         raise ValueError(f"columns must have one length, got {lengths}.")
+    if (rows := len(columns[components.target])) < FEWEST:
+        raise ValueError(f"{rows} rows are too few to learn mechanisms from; at least {FEWEST} are needed.")
     for node in components.moved:
         if len(columns[node].unique()) <= 2 < len(columns[node]):
             raise ValueError(
@@ -228,16 +240,6 @@ def read_columns(data: Mapping[str, Any], components: Components) -> Columns:
                 "`FiniteModel` is for variables of few values."
             )
     return columns
-
-
-def _column(name: str, values: Any) -> Tensor:
-    try:
-        column = torch.from_numpy(np.array(values, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"column {name!r} must hold numbers: {error}") from error
-    if column.ndim != 1 or not column.isfinite().all():
-        raise ValueError(f"column {name!r} must be one row of finite numbers.")
-    return column
 
 
 def _refusal(components: Components, one: EquivalenceClass, found: Mapping[str, float], limit: float) -> str:

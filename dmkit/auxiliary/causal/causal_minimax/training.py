@@ -8,7 +8,7 @@ from typing import Any
 import networkx as nx
 import torch
 
-from ....errors import FileFormatError
+from ....errors import FileFormatError, unknown_name
 from ....training.arguments import TrainingArguments, hint
 from .generating import GRAPH, training_data
 from .graphs import first_extension, without_environment
@@ -45,7 +45,7 @@ def read(arguments: Arguments, seed: int) -> tuple[dict[str, Any], nx.DiGraph, l
 
     Raises:
         FileFormatError: a table or a graph that is missing or none.
-        ValueError: nothing is mutable.
+        ValueError: nothing is mutable, or the table has no such target.
     """
     if arguments.data == "generated":
         columns, index = training_data(torch.Generator().manual_seed(seed))
@@ -53,6 +53,8 @@ def read(arguments: Arguments, seed: int) -> tuple[dict[str, Any], nx.DiGraph, l
         graph = nx.DiGraph([*GRAPH.edges, (arguments.environment, "M")])
     else:
         data, graph = read_csv(arguments.data), None
+        if arguments.target not in data:
+            raise unknown_name("--target", arguments.target, data)
     if arguments.graph:
         graph = read_gml(arguments.graph)
     elif graph is None:
