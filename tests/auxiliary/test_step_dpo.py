@@ -198,6 +198,18 @@ def test_problems_are_read(tmp_path):
         path.write_text(broken)
         with pytest.raises(FileFormatError, match="line 1"):
             read_problems(path)
+    path.write_text('{"question": 3, "answer": 4}')
+    with pytest.raises(FileFormatError, match="question and solution are text"):
+        read_problems(path)
+    path.write_text('{"question": "1+1", "answer": 2, "solution": null}')
+    assert read_problems(path) == [Problem("1+1", "2")]
+    path.write_text("\n")
+    with pytest.raises(FileFormatError, match="has no problem"):
+        read_problems(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    for bad in (path, tmp_path / "nowhere"):
+        with pytest.raises(FileFormatError, match="is missing or no text"):
+            read_problems(bad)
 
 
 def test_generated_problems():
@@ -381,6 +393,16 @@ def test_smoothed_and_sure_labels():
     turned, _ = dpo_loss(a[1], a[0], a[3], a[2], beta=2.0)
     smooth, _ = dpo_loss(*a, beta=2.0, probability=0.9)
     torch.testing.assert_close(smooth, 0.9 * sure + 0.1 * turned)
+
+
+def test_what_the_loss_refuses():
+    two, three = torch.zeros(2), torch.zeros(3)
+    with pytest.raises(ValueError, match="beta is positive, not 0"):
+        dpo_loss(two, two, two, two, beta=0)
+    with pytest.raises(ValueError, match=r"four of one shape, not \[\(2,\), \(3,\)"):
+        dpo_loss(two, three, two, two)
+    with pytest.raises(ValueError, match=r"max_hopeless is a share in \[0, 1\], not 2"):
+        build_pairs(TOKENIZER, {}, [], max_hopeless=2)
 
 
 def logits_and_labels(seed: int = 0):

@@ -32,6 +32,7 @@ from dmkit.auxiliary.rl.step_dpo.tasks import (
     supervised_rows,
 )
 from dmkit.auxiliary.rl.step_dpo.training import Arguments, collect, evaluate, fit, run, supervised
+from dmkit.errors import FileFormatError
 from dmkit.training.arguments import TrainingArguments
 
 TOKENIZER = tiny_tokenizer()
@@ -244,6 +245,24 @@ def test_the_whole_way(tmp_path, changes):
     assert evaluate(policy, problems, check)["accuracy"] == found[name]["accuracy"]
 
 
+def test_a_run_that_was_cut_off_ends_as_the_whole_one(tmp_path):
+    model = small_model()
+    rows, _ = preference_rows(some_pairs(), model)
+
+    def dpo(folder, steps, beta=0.5, **changes):
+        options = training(tmp_path / folder, max_train_steps=steps, checkpointing_steps=2, **changes)
+        return fit(lambda m: PreferenceTask(m, beta=beta), model, rows, options).state_dict()
+
+    whole = dpo("whole", 5)
+    dpo("cut", 2)
+    cut = dpo("cut", 5, resume_from_checkpoint="latest")
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    with pytest.raises(FileFormatError, match=r"beta was 0\.5, now 0\.1"):
+        dpo("cut", 7, beta=0.1, resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match="no problem to measure on"):
+        evaluate(LanguageModel(model, TOKENIZER), [], check)
+
+
 def test_a_model_by_name(tmp_path):
     model = small_model()
     for part in (model, TOKENIZER):
@@ -267,6 +286,13 @@ def test_a_model_by_name(tmp_path):
         ({"estimator": "all"}, "Unknown --estimator"),
         ({"template": "word"}, "Did you mean 'words'"),
         ({"samples": 0}, "--samples is 0"),
+        ({"k": 0}, "--k is 0; it must be at least 1"),
+        ({"temperature": -1.0}, "--temperature is -1"),
+        ({"test_count": 0}, "--test_count is 0"),
+        ({"beta": 0.0}, "--beta is 0.0; it must be positive"),
+        ({"max_hopeless": 3.0}, "--max_hopeless is 3.0"),
+        ({"label_smoothing": 0.5}, "--label_smoothing 0.5"),
+        ({"soft_labels": True, "label_smoothing": 0.1}, "--label_smoothing must be 0"),
         ({"model": "other"}, "needs --problems and --test_problems"),
     ],
 )

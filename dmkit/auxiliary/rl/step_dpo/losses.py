@@ -47,7 +47,15 @@ def dpo_loss(
 
     Returns:
         The losses (B,) and the margins h (B,).
+
+    Raises:
+        ValueError: β that is not positive, or log-probabilities of different shapes.
     """
+    if not beta > 0:
+        raise ValueError(f"beta is positive, not {beta}.")
+    shapes = [tuple(logps.shape) for logps in (chosen, rejected, reference_chosen, reference_rejected)]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"Log-probabilities are four of one shape, not {shapes}.")
     margin = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
     losses = -probability * F.logsigmoid(margin) - (1 - probability) * F.logsigmoid(-margin)
     return losses, margin

@@ -80,13 +80,15 @@ def build_pairs(
         The pairs, and how many wrong solutions had none: "no right solution", "alike", "hopeless".
 
     Raises:
-        ValueError: an unknown pairing, or a pit beyond a solution's steps.
+        ValueError: an unknown pairing, a share outside [0, 1], or a pit beyond a solution's steps.
 
     Warns:
         UserWarning: no pair at all.
     """
     if pairing not in PAIRINGS:
         raise unknown_name("pairing", pairing, PAIRINGS)
+    if not 0 <= max_hopeless <= 1:
+        raise ValueError(f"max_hopeless is a share in [0, 1], not {max_hopeless}.")
     splitter, draw, left_out = splitter or StepSplitter(), random.Random(seed), Counter[str]()
     made: list[tuple[Problem, Pair]] = []
     for value in negatives:

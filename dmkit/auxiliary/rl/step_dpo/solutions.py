@@ -41,17 +41,26 @@ def read_problems(path: str | Path) -> list[Problem]:
     """Problems from JSON lines with `question`, `answer` and, where there is one, `solution`.
 
     Raises:
-        FileFormatError: a line that is none.
+        FileFormatError: no such file, a line that is none, or no line at all.
     """
     problems = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path} is missing or no text: {error}") from error
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            problems.append(Problem(row["question"], str(row["answer"]), row.get("solution", "")))
+            question, solution = row["question"], row.get("solution") or ""
+            if not isinstance(question, str) or not isinstance(solution, str):
+                raise TypeError("question and solution are text")
+            problems.append(Problem(question, str(row["answer"]), solution))
         except (ValueError, KeyError, TypeError) as error:
             raise FileFormatError(f"{path}, line {number}: expected question and answer: {error}") from error
+    if not problems:
+        raise FileFormatError(f"{path} has no problem.")
     return problems
 
 

@@ -79,14 +79,29 @@ class Arguments:
             if (value := getattr(self, name)) not in known:
                 raise unknown_name(f"--{name}", value, known)
         for name, least in {
+            "count": 1,
+            "test_count": 1,
             "samples": 1,
             "positives": 1,
             "negatives": 1,
             "sft_steps": 0,
             "rft_steps": 1,
+            "temperature": 0,
+            "max_new_tokens": 1,
+            "k": 1,
         }.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least {least}.")
+        # Here, and not after hours of sampling.
+        if not self.beta > 0:
+            raise ValueError(f"--beta is {self.beta}; it must be positive.")
+        if not 0 <= self.max_hopeless <= 1 or not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f"--max_hopeless is {self.max_hopeless} and --label_smoothing {self.label_smoothing}; they "
+                "must be in [0, 1] and [0, 0.5)."
+            )
+        if self.soft_labels and self.label_smoothing:
+            raise ValueError("--soft_labels have their own probabilities; --label_smoothing must be 0.")
         if self.model != "tiny" and not (self.problems and self.test_problems):
             raise ValueError("A model by name needs --problems and --test_problems.")
 
@@ -152,7 +167,12 @@ def fit(
 def evaluate(policy: LanguageModel, problems: Sequence[Problem], checker: AnswerChecker) -> dict[str, float]:
     """The share of problems that the likeliest solution is right for; of generated ones the share of its
     steps that are wrong, too.
+
+    Raises:
+        ValueError: no problem.
     """
+    if not problems:
+        raise ValueError("There is no problem to measure on.")
     greedy = LanguageModel(
         policy.model, policy.tokenizer, temperature=0, max_new_tokens=policy.max_new_tokens, batch_size=1000
     )
