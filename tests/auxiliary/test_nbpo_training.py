@@ -55,6 +55,17 @@ def test_a_step_is_the_papers_update(tmp_path):
         torch.testing.assert_close(new.double(), old + lr * (rise - decay * old), rtol=1e-5, atol=1e-6)
 
 
+def test_flips_vanish_under_a_strong_decay_and_not_under_a_weak_one(tmp_path):
+    """The authors' 0.05 · 5 for Amazon leaves label smoothing: 0.5 for all pairs."""
+
+    def flips(decay):
+        flip = train_steps(tmp_path / str(decay), 40, flip_decay=decay).task.modules["flip"]
+        return (flip.user_factors.weight @ flip.item_factors.weight.T).detach().sigmoid()
+
+    torch.testing.assert_close(flips(5.0), torch.full((20, 30), 0.5), rtol=0, atol=1e-5)
+    assert flips(0.7).std() > 0.05
+
+
 def test_two_processes_train_what_one_trains(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     done = subprocess.run(
