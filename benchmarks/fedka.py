@@ -23,6 +23,7 @@ from _tables import head, number, spread, table
 
 from dmkit.auxiliary.federated.fedka import DomainNet, Settings, federate
 from dmkit.auxiliary.federated.fedka.domains import FAMILY, SHIFTS, digit_family, shifted
+from dmkit.errors import TrainingError
 from dmkit.training.arguments import TrainingArguments
 
 SEEDS, ROUNDS, STEPS = (0, 1, 2), 30, 20
@@ -84,13 +85,18 @@ def training(folder: str, seed: int) -> TrainingArguments:
 
 
 def measure(load: Callable[..., Any], target: str, run: str, seed: int) -> dict[str, Any]:
-    """The last round of one federation, in per cent, and the average's accuracy every five rounds."""
+    """The last round of one federation, in per cent, and the average's accuracy every five rounds; or why the
+    monitor of collapsing features stopped it.
+    """
     clients, pool, test = load(target, seed)
     torch.manual_seed(seed)
     network = DomainNet((pool[0].numel(), 128, 64))
     settings = Settings(ROUNDS, STEPS, **RUNS[run][2])
     with tempfile.TemporaryDirectory() as folder:
-        history = federate(network, clients, pool, settings, training(folder, seed), test=test).history
+        try:
+            history = federate(network, clients, pool, settings, training(folder, seed), test=test).history
+        except TrainingError as error:
+            return {"stopped": str(error).split(":")[0]}
     last = history[-1]
     return {
         **{name: round(100 * last[name], 2) for name in ("global", "served", "group_effect")},
@@ -127,7 +133,9 @@ def exponent(costs: dict[int, float]) -> float:
 
 
 def of(cells: dict[str, Any], data: str, target: str, run: str) -> list[dict[str, Any]]:
-    return [c for key, c in cells.items() if key.startswith(f"{data}/{target}/{run}/")]
+    """The runs that came to their end, one a seed."""
+    start = f"{data}/{target}/{run}/"
+    return [c for key, c in cells.items() if key.startswith(start) and "stopped" not in c]
 
 
 def accuracies(cells: dict[str, Any], data: str, target: str) -> dict[str, list[float]]:
@@ -206,6 +214,8 @@ def render(content: dict[str, Any]) -> str:
             )
     header = ["", "mean client", "average", "Group Effect", "over all rounds", "agreement of votes"]
     text += "## Group Effect, turned right\n\n" + table([*header, "least variance, of the start's"], rows)
+    if stopped := [[key, c["stopped"]] for key, c in cells.items() if "stopped" in c]:
+        text += "\n## Stopped by the monitor\n\n" + table(["target, form, seed", "why"], stopped)
     text += "\n## Bars\n\n" + table(
         ["", "measured", "met"], [[name, number(v[0]), number(v[1])] for name, v in bars(cells).items()]
     )
