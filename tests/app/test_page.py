@@ -223,13 +223,14 @@ def test_cards_of_auxiliary_methods(tmp_path, monkeypatch):
     docs = tmp_path / "docs"
     for folder in (docs / "methods", docs / "results"):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(neighbours, "methods", lambda: [Method("forward", "graphs", "Learns.")])
-    assert cards(docs) == [Card("graphs/forward", "Learns.")]
+    method, what = Method("forward", "graphs", "Learns", "Park, *FF*, 2024"), "Learns: Park, *FF*, 2024."
+    monkeypatch.setattr(neighbours, "methods", lambda: [method])
+    assert cards(docs) == [Card("graphs/forward", what)]
     (docs / "methods" / "forward.md").write_text("# F\n\n```python\nprint(1)\n```\n")
     (docs / "results" / "forward.md").write_text("| a |\n| --- |\n![plot](forward.png)\n")
     (docs / "results" / "forward.png").write_bytes(b"")
     picture = docs / "results" / "forward.png"
-    assert cards(docs) == [Card("graphs/forward", "Learns.", "print(1)\n", "| a |\n| --- |\n", picture)]
+    assert cards(docs) == [Card("graphs/forward", what, "print(1)\n", "| a |\n| --- |\n", picture)]
 
 
 def test_launching_says_what_is_missing(monkeypatch, tmp_path):
