@@ -341,8 +341,7 @@ def measure(cells: Cells, part: str, seed: int) -> None:
     if part == "pendulum":
         cells.once("pendulum/controller/seed=0", lambda: rolled_out(swing_up))
     for name, settings in learners.items():
-        if name not in RELU or seed == 0:
-            cells.once(f"{part}/{name}/seed={seed}", partial(swing, count, settings, seed))
+        cells.once(f"{part}/{name}/seed={seed}", partial(swing, count, settings, seed))
 
 
 if __name__ == "__main__":
