@@ -52,7 +52,8 @@ _MAIN = (
         "negative prompts for models of one or few steps; NAG too",
         "Nguyen et al., *Supercharged One-step Text-to-Image Diffusion Models with Negative Prompts*, "
         "ICCV 2025, arXiv 2412.02687",
-        "dmkit sample emoji-one-step --prompt 'a dress' --negative-prompt 'a blue dress' --nasa 0.45 --steps 1",
+        "dmkit sample emoji-one-step --steps 1 --prompt 'a dress' --negative-prompt 'a blue dress' "
+        "--nasa 0.45",
         ("methods/nasa.md", "results/emoji_one_step.md"),
     ),
     Entry(
