@@ -4,6 +4,7 @@ for arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -39,3 +40,9 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> ValueError:
     near = get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(known)}.")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raises ValueError for a number that is NaN or infinite; the message names it."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}.")

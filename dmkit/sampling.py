@@ -17,6 +17,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.nn import Module
 
+from .errors import check_finite
+
 
 def accepted(step: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments that a scheduler's `step` has a parameter for."""
@@ -97,7 +99,7 @@ def generate(
 
     Raises:
         ValueError: a prompt for a model that takes none, none for one that needs it, or a list of prompts
-            that are not one for each seed.
+            that are not one for each seed, or a guidance that is not finite.
     """
     takes_text = hasattr(pipe, "tokenizer")
     if takes_text != (prompt is not None):
@@ -111,6 +113,8 @@ def generate(
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt or [])
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(seeds)} seeds need as many prompts, not {len(prompts)}.")
+    if arguments.get("guidance_scale") is not None:
+        check_finite("guidance_scale", arguments["guidance_scale"])
     # Pipelines want as many negative prompts as prompts.
     arguments = {k: [v] * len(seeds) if isinstance(v, str) else v for k, v in arguments.items()}
     original, pipe.scheduler = pipe.scheduler, scheduler

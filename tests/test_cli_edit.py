@@ -107,7 +107,7 @@ def test_a_mask_from_the_prompts(model, picture):
 
 def test_what_cannot_be_done_is_said_in_one_line(model, picture, tiny_pipeline):
     assert "takes no prompts" in refusal(tiny_pipeline, picture, *PROMPTS)
-    assert "--mask takes auto or a picture file; autp does not exist" in refusal(
+    assert "--mask takes auto or a picture file; 'autp' is not a file" in refusal(
         model, picture, *PROMPTS, "--mask", "autp"
     )
     assert "Did you mean 'edict'" in refusal(model, picture, *PROMPTS, "--method", "edikt")
@@ -118,7 +118,19 @@ def test_what_cannot_be_done_is_said_in_one_line(model, picture, tiny_pipeline):
     assert "Missing option '--target-prompt'" in refusal(model, picture, "--source-prompt", "a cat")
     Path("broken.png").write_bytes(b"not a picture")
     assert "not a picture" in refusal(model, "broken.png", *PROMPTS)
+    assert "guidance_scale must be finite, got nan" in refusal(
+        model, picture, *PROMPTS, "--guidance-scale", "nan"
+    )
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("command", ["edit", "invert"])
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(command, model, picture, monkeypatch):
+    monkeypatch.setattr("dmkit.zoo.opening.open_pipeline", lambda *_: pytest.fail("opened a model"))
+    given = (picture, *PROMPTS) if command == "edit" else ("--image", picture)
+    result = CliRunner().invoke(app, [command, *map(str, (model, *given)), "--out", str(picture)])
+    assert result.exit_code == 2
+    assert "photo.png is a file; --out takes a folder." in result.stderr
 
 
 def test_examples_of_the_page_run(model, picture, monkeypatch):

@@ -74,6 +74,8 @@ def test_each_image_may_have_a_prompt_of_its_own():
         next(generate_batches(pipe, None, 1, 4, prompt=prompts))
     with pytest.raises(ValueError, match="2 seeds need as many prompts, not 5"):
         generate(pipe, None, 1, [0, 1], prompt=prompts)
+    with pytest.raises(ValueError, match="guidance_scale must be finite, got nan"):
+        generate(pipe, None, 1, [0], prompt="a", guidance_scale=float("nan"))
     with pytest.raises(ValueError, match="Texts needs a prompt"):
         generate(pipe, None, 1, [0])
 

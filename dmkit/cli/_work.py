@@ -31,13 +31,18 @@ def progress(total: float, label: str) -> Iterator[Callable[..., None]]:
         yield lambda amount=1.0: bar.advance(task, amount)
 
 
+def check_folder(path: Path) -> None:
+    """Raises ValueError where a folder for results cannot be: the path is a file."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; --out takes a folder.")
+
+
 def fresh_folder(path: Path) -> Path:
     """Creates a folder for results.
 
     Raises:
         ValueError: the path is a file.
     """
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file; --out takes a folder.")
+    check_folder(path)
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -61,6 +61,7 @@ def edit(
     from ..zoo.opening import open_pipeline
     from . import _work as work
 
+    work.check_folder(out)
     pipe = open_pipeline(model, device)
     if "tokenizer" not in pipe.components:
         raise ValueError(f"{model} takes no prompts; dmkit edit needs a text-to-image model.")
@@ -68,7 +69,7 @@ def edit(
     region: Any = mask
     if mask is not None and mask != "auto":
         if not Path(mask).is_file():
-            raise ValueError(f"--mask takes auto or a picture file; {mask} does not exist.")
+            raise ValueError(f"--mask takes auto or a picture file; {mask!r} is not a file.")
         region = open_for(pipe, Path(mask))
     done = edit_image(
         pipe,

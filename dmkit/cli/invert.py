@@ -88,6 +88,7 @@ def invert(
     from ..zoo.opening import open_pipeline
     from . import _work as work
 
+    work.check_folder(out)
     pipe = open_pipeline(model, device)
     picture = open_for(pipe, image)
     z_0 = encode(pipe, picture)

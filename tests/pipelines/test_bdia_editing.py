@@ -256,6 +256,8 @@ def test_masks_of_every_kind(photo):
         (torch.full((8, 8), 2.0), ValueError, r"must lie in \[0, 1\], got \[2, 2\]"),
         (torch.full((8, 8), float("nan")), ValueError, r"must lie in \[0, 1\]"),
         (["left"], TypeError, "tensor or PIL images"),
+        ([], TypeError, "tensor or PIL images, got list"),
+        (3, TypeError, "tensor or PIL images, got int"),
     ],
 )
 def test_masks_that_are_refused(mask, error, said):
@@ -311,6 +313,10 @@ def test_a_negative_prompt_is_used_both_ways(pipe, photo):
     with_it = pipe(photo, "cat", "cat", **settings, **negative)
     assert (with_it.latents - z_0).abs().max() < 1e-10
     assert not torch.equal(with_it.pair.z_T, pipe(photo, "cat", "cat", **settings).pair.z_T)
+    for_all = pipe(photo, "cat", "cat", **settings, negative_prompt="dim")
+    assert torch.equal(for_all.pair.z_T, with_it.pair.z_T)
+    again = edit(pipe.inner(), for_all.pair, "dog", negative_prompt="dim").latents
+    assert torch.equal(again, edit(pipe.inner(), for_all.pair, "dog", **negative).latents)
 
 
 def test_unguided_inversion_and_a_guided_edit(pipe, photo):
@@ -328,5 +334,12 @@ def test_errors_reach_the_user(pipe, photo, tiny_pipeline):
         pipe(photo, "cat", "dog", method="edit")
     with pytest.raises(ValueError, match="'pil' or 'pt'"):
         pipe(photo, "cat", "dog", 3, output_type="np")
+    with pytest.raises(ValueError, match="image is an empty list"):
+        pipe([], "cat", "dog")
+    with pytest.raises(ValueError, match="guidance_scale must be finite, got nan"):
+        pipe(photo, "cat", "dog", guidance_scale=float("nan"))
+    for option in ({"strenght": 0.5}, {"num_images_per_prompt": 2}, {"output_type": "latent"}):
+        with pytest.raises(TypeError, match=f"StableDiffusionPipeline cannot be given {next(iter(option))}"):
+            edit_image(pipe.inner(), photo, "cat", "dog", **option)
     with pytest.raises(ValueError, match="is unconditional"):
         edit_image(DDPMPipeline.from_pretrained(tiny_pipeline), torch.zeros(1, 1, 8, 8), "cat", "dog")

@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...errors import check_finite
 from .trajectory import StatePair
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+_SET_HERE = ("batch_size", "latents", "num_images_per_prompt", "output_type")
+"""The pipelines' arguments that are not the caller's: the start state decides them."""
 
 
 def call(
@@ -37,13 +41,24 @@ def call(
         The two states at the end of the run, from the scheduler.
 
     Raises:
-        ValueError: a prompt for an unconditional pipeline, prompts unlike the batch, another shape, or a
-            network that returned NaN.
+        ValueError: a prompt for an unconditional pipeline, prompts unlike the batch, another shape, a
+            guidance that is not finite, or a network that returned NaN.
+        TypeError: arguments that the pipeline does not take, or that are set here.
         RuntimeError: something changed the latents between the steps.
     """
     accepted = inspect.signature(pipe.__call__).parameters
+    # Stable Diffusion ignores what it does not know: a misspelt argument would be one of no effect.
+    unknown = sorted(key for key in pipe_kwargs if key not in accepted or key in _SET_HERE)
+    if unknown:
+        raise TypeError(f"{type(pipe).__name__} cannot be given {', '.join(unknown)} here.")
+    # With NaN pipelines would silently sample unguided.
+    check_finite("guidance_scale", guidance_scale)
     model, size = denoiser(pipe), len(start)
-    kwargs: dict[str, Any] = {"num_inference_steps": num_inference_steps, **pipe_kwargs}
+    # Pipelines want as many other prompts (`negative_prompt`, `prompt_2`, …) as prompts.
+    kwargs: dict[str, Any] = {"num_inference_steps": num_inference_steps} | {
+        key: [value] * size if isinstance(value, str) and "prompt" in key else value
+        for key, value in pipe_kwargs.items()
+    }
     start = start.to(pipe.device, model.dtype)
     if "prompt" not in accepted and prompt is not None:
         raise ValueError(f"{type(pipe).__name__} is unconditional: it takes no prompt, got {prompt!r}.")

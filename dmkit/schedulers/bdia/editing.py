@@ -272,7 +272,8 @@ def latent_mask(mask: Any, latents: torch.Tensor) -> torch.Tensor:
     if isinstance(mask, PIL.Image.Image):
         mask = [mask]
     if not isinstance(mask, torch.Tensor):
-        if not all(isinstance(one, PIL.Image.Image) for one in mask):
+        listed = isinstance(mask, Sequence) and len(mask) > 0
+        if not listed or not all(isinstance(one, PIL.Image.Image) for one in mask):
             raise TypeError(f"mask must be a tensor or PIL images, got {type(mask).__name__}.")
         mask = torch.stack([torch.from_numpy(np.asarray(one.convert("L")) / 255) for one in mask])
     given, (h, w) = tuple(mask.shape), latents.shape[-2:]

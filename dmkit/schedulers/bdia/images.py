@@ -22,7 +22,7 @@ def encode(pipe: DiffusionPipeline, image: Any) -> torch.Tensor:
 
     Raises:
         TypeError: neither tensor nor PIL images.
-        ValueError: out of range.
+        ValueError: no image, another shape, or out of range.
     """
     vae = getattr(pipe, "vae", None)
     channels = vae.config.in_channels if vae is not None else denoiser(pipe).config.in_channels
@@ -55,6 +55,8 @@ def _to_tensor(image: Any, channels: int) -> torch.Tensor:
     images = [image] if isinstance(image, PIL.Image.Image) else list(image)
     if not all(isinstance(one, PIL.Image.Image) for one in images):
         raise TypeError(f"image must be a tensor or PIL images, got {type(image).__name__}.")
+    if not images:
+        raise ValueError("image is an empty list.")
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     pixels = np.stack([np.asarray(one.convert(mode), dtype=np.float32) for one in images])
     return torch.from_numpy(pixels.reshape(*pixels.shape[:3], channels)).permute(0, 3, 1, 2) / 127.5 - 1
