@@ -480,6 +480,8 @@ def test_misuse_of_a_run_is_refused():
         sampler.pop_pair()
     with pytest.raises(ValueError, match="at least 2"):
         sampler.set_timesteps(1)
+    with pytest.raises(ValueError, match="1000 steps with steps_offset=1 reach timestep 1000"):
+        sampler.set_timesteps(1000)
     sampler.set_timesteps(10)
     with pytest.raises(ValueError, match=r"eta must be 0, got 0.5"):
         sampler.step(z, 901, z, eta=0.5)

@@ -36,11 +36,18 @@ class VPTrajectory(Trajectory):
             device: where `timesteps` shall lie.
 
         Raises:
-            ValueError: N < 2, epsilon prediction on a level without signal, a start state of another grid, or
-                (an inverse) gamma = 0 or an amplification beyond `max_amplification`.
+            ValueError: N < 2, a grid past the model's last timestep, epsilon prediction on a level without
+                signal, a start state of another grid, or (an inverse) gamma = 0 or an amplification beyond
+                `max_amplification`.
         """
         check_steps(num_inference_steps)
         super().set_timesteps(num_inference_steps, device=device)  # type: ignore[misc]
+        top, known = int(self.timesteps.max()), len(self.alphas_cumprod)
+        if top >= known:
+            raise ValueError(
+                f"{num_inference_steps} steps with steps_offset={self.config.steps_offset} reach timestep "
+                f"{top}, and the model's last one is {known - 1}: take fewer."
+            )
         alpha_bars = [
             float(self.final_alpha_cumprod),
             *self.alphas_cumprod[self.timesteps.flip(0).cpu()].tolist(),
