@@ -48,9 +48,9 @@ app: $(VENV)/.app
 demo: $(VENV)/.user
 	$(PY) -m dmkit demo --out outputs/demo
 
-# Two workers, each of one thread: the suite is made for two cores.
+# Four workers of one thread each for two cores: much of the time a test waits for processes that it started.
 test: $(VENV)/.developer
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 4 --dist loadfile $(ARGS)
 
 # Chromium is the machine's own (Debian: apt-get install chromium); DMKIT_CHROMIUM names another one.
 test-browser: $(VENV)/.browser
