@@ -35,7 +35,7 @@ def page(desk: Desk) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=NARROW):
             model = gr.Dropdown(models, value=models[0] if models else None, label="Model")
-            prompt = prompt_box("a car")
+            prompt = prompt_box("a dress")
             images, seed = images_slider(4), seed_box()
             few = gr.Slider(
                 1, 20, 1 if distilled else 4, step=1, label="Few steps", interactive=not distilled
@@ -45,7 +45,7 @@ def page(desk: Desk) -> None:
                 guidance = guidance_slider()
                 comparing = run_buttons("Compare")
             with gr.Accordion("Steer away from a negative prompt", open=True):
-                negative = prompt_box("a red car", label="Negative prompt")
+                negative = prompt_box("a blue dress", label="Negative prompt")
                 mode = gr.Radio(
                     list(MODES),
                     value="nasa",
