@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmkit import auxiliary
+from dmkit.app.neighbours import cards
 
 ROOT = Path(__file__).parents[2]
 METHODS = {method.name: method for method in auxiliary.methods()}
@@ -31,3 +32,12 @@ def test_it_has_figures_and_a_picture_of_them(name):
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.trains])
 def test_its_recipe_names_it(name):
     assert f"method: {name}\n" in (ROOT / f"scripts/recipes/{name}.yaml").read_text("utf-8")
+
+
+def test_every_card_of_the_demo_has_example_results_and_picture():
+    found = cards(ROOT / "docs")
+    assert {card.name.partition("/")[2] for card in found} == set(METHODS)
+    for card in found:
+        assert card.example, card.name
+        assert card.table, card.name
+        assert card.picture is not None, card.name
