@@ -217,3 +217,14 @@ def test_training_refuses_before_it_starts(model):
     assert "no recipe in YAML" in refusal(*about, "--config", "recipe.yaml")
     Path("recipe.yaml").write_text("[1, 2]")
     assert "should hold names and values" in refusal(*about, "--config", "recipe.yaml")
+
+
+def test_a_shipped_adapter_goes_by_its_name(model):
+    arguments = ("generate", model, "--prompt", "a", *QUICK)
+    assert "path 'hart' does not exist. Shipped adapters: cat, heart, pink" in refusal(
+        *arguments, "--spm", "hart"
+    )
+    assert "does not exist" in refusal(*arguments, "--spm", "../dmkit")
+    # Found, and refused as an adapter for another model.
+    for name in ("heart", "adapters/heart"):
+        assert "does not exist" not in refusal(*arguments, "--spm", name)

@@ -16,9 +16,29 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Erase a concept with a small file (SPM), or with a baseline.", no_args_is_help=True)
 
+
+def _existing(paths: list[Path] | None) -> list[Path] | None:
+    """The paths, and for what is none the shipped adapter of that name."""
+    return None if paths is None else [path if path.exists() else _shipped(path) for path in paths]
+
+
+def _shipped(name: Path) -> Path:
+    from .. import shipped
+
+    try:
+        return Path(shipped.path(f"adapters/{name.as_posix().removeprefix('adapters/')}"))
+    except ValueError as error:
+        known = ", ".join(sorted(folder.name for folder in Path(shipped.path("adapters")).glob("*/")))
+        raise typer.BadParameter(f"path '{name}' does not exist. Shipped adapters: {known}.") from error
+
+
 Files: TypeAlias = Annotated[
     list[Path] | None,
-    typer.Option("--spm", exists=True, help="An adapter: a file, or its folder. May be given several times."),
+    typer.Option(
+        "--spm",
+        callback=_existing,
+        help="An adapter: a file, its folder, or the name of a shipped one. May be given several times.",
+    ),
 ]
 Factors: TypeAlias = Annotated[
     list[float] | None,
@@ -85,7 +105,7 @@ def generate(
 
         dmkit erase generate emoji --spm adapters/heart --prompt "a red heart" --prompt "a red apple"
 
-        dmkit erase generate emoji --spm adapters/heart --spm adapters/cat --factor 1 --factor 0.5
+        dmkit erase generate emoji --spm heart --spm cat --factor 1 --factor 0.5
         --prompt "a cat"
     """
     from ..images import grid, save_png, side_by_side, to_pil
