@@ -1,9 +1,9 @@
-"""Markdown of result files."""
+"""Markdown of result files, and a plot that several have."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -39,3 +39,15 @@ def few(values: Sequence[float], digits: int = 3) -> str:
     """Mean ± deviation, the mean in so many digits."""
     mean = f"{statistics.mean(values):.{digits}g}"
     return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
+
+
+def seed_dots(axis: Any, groups: Mapping[str, Sequence[float]], title: str, label: str) -> None:
+    """Draws a dot a seed and a bar at the mean, a row a group, the first on top."""
+    for place, values in enumerate(groups.values()):
+        axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
+        axis.plot([statistics.mean(values)], [place], "|", color="black", markersize=16)
+    axis.set(
+        title=title, xlabel=f"{label}; dots are seeds", yticks=range(len(groups)), yticklabels=list(groups)
+    )
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)

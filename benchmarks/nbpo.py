@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from _results import RESULTS, Cells
-from _tables import few, head, table
+from _tables import few, head, seed_dots, table
 
 from dmkit.auxiliary.recommendation.nbpo import Recommender, evaluate_ranking
 from dmkit.auxiliary.recommendation.nbpo.generating import Generated, generate
@@ -197,14 +197,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
         (axes[0], "MovieLens, test", of_films, "F1@5"),
         (axes[1], "known truth, hidden likes", of_truth, "NDCG@10"),
     ):
-        names = [name for name in METHODS if get(cells, name)]
-        for place, name in enumerate(names):
-            values = [f["test"][key] for f in get(cells, name)]
-            axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
-            axis.plot([mean(values)], [place], "|", color="black", markersize=16)
-        axis.set(title=title, xlabel=f"{key}; dots are seeds", yticks=range(len(names)), yticklabels=names)
-        axis.invert_yaxis()
-        axis.grid(axis="x", alpha=0.3)
+        groups = {name: [f["test"][key] for f in get(cells, name)] for name in METHODS}
+        seed_dots(axis, {name: values for name, values in groups.items() if values}, title, key)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

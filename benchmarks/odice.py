@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from _results import RESULTS, Cells
-from _tables import few, head, table
+from _tables import few, head, seed_dots, table
 from torch import Tensor
 
 from dmkit.auxiliary.rl.odice import (
@@ -262,14 +262,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
         (axes[0], "grid", grids, "value of the start"),
         (axes[1], "pendulum", swings, "normalised score"),
     ):
-        groups = {name: values for name, values in groups.items() if values}
-        for place, values in enumerate(groups.values()):
-            axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
-            axis.plot([mean(values)], [place], "|", color="black", markersize=16)
-        axis.set(title=title, xlabel=f"{label}; dots are seeds")
-        axis.set(yticks=range(len(groups)), yticklabels=list(groups))
-        axis.invert_yaxis()
-        axis.grid(axis="x", alpha=0.3)
+        seed_dots(axis, {name: values for name, values in groups.items() if values}, title, label)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -88,8 +88,7 @@ class ModelStore:
         return [
             name
             for name, model in models
-            if text in (None, _takes_text(model.folder))
-            and one_step in (None, zoo.ONE_STEP in card(model.folder).get("tags", []))
+            if text in (None, _takes_text(model.folder)) and one_step in (None, zoo.is_one_step(model.folder))
         ]
 
     def _local(self) -> list[Path]:

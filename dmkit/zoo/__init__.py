@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 _HOME = Path(__file__).parent
 
-ONE_STEP = "one-step"
-"""The tag of a card (`tags:` of its front matter) that marks a distilled model of one step."""
-
 
 @dataclass(frozen=True)
 class ZooEntry:
@@ -91,6 +88,23 @@ def card(folder: str | Path) -> dict[str, Any]:
     return front if isinstance(front, dict) else {}
 
 
+def is_one_step(folder: str | Path) -> bool:
+    """Whether a model's card has the tag `one-step`: distilled, to be sampled in one step, unguided."""
+    try:
+        return "one-step" in (card(folder).get("tags") or [])
+    except FileFormatError:
+        return False
+
+
+def folder_of(model: str) -> Path:
+    """Where a model is, by zoo name or folder; a hub id is a path where nothing is.
+
+    Raises:
+        ValueError: an unknown zoo name.
+    """
+    return Path(model) if Path(model).is_dir() or "/" in model else Path(path(model))
+
+
 def reference(model: str) -> str:
     """What a model's images are measured against: the test split of the data set that its card names.
 
@@ -104,8 +118,7 @@ def reference(model: str) -> str:
         ValueError: an unknown zoo name, or no card that names a data set.
         FileFormatError: a card whose front matter is not YAML.
     """
-    folder = Path(model) if Path(model).is_dir() or "/" in model else Path(path(model))
-    front = card(folder)
+    front = card(folder_of(model))
     if not isinstance(front.get("dataset"), str):
         raise ValueError(
             f"{model} has no card (README.md) whose front matter names the `dataset` to measure it against: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 
@@ -50,16 +49,9 @@ def guidance_for(model: str, guidance_scale: float | None) -> float | None:
         model: as for `open_pipeline`.
         guidance_scale: what the user asked for; None for the pipeline's own.
     """
-    from . import ONE_STEP, card, path
-    from . import list as shipped
+    from . import folder_of, is_one_step
 
-    if Path(model).is_dir():
-        folder = model
-    elif model in {entry.name for entry in shipped()}:
-        folder = path(model)
-    else:
-        return guidance_scale
-    if ONE_STEP not in (card(folder).get("tags") or []):
+    if not is_one_step(folder_of(model)):
         return guidance_scale
     if guidance_scale is not None and guidance_scale > 1:
         warnings.warn(
