@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from _beside import Beside
 from _results import RESULTS, Cells
 from _tables import few, head, number, table
 
@@ -283,6 +284,78 @@ def draw(cells: dict[str, Any]) -> None:
         axis.legend(fontsize=8)
     figure.savefig(RESULTS / "ef21w.png", dpi=110)
     plt.close(figure)
+
+
+WHY = {
+    "breast-cancer, 1500 rounds: ‖∇f‖² of the new step ≤ 0.6 of the old": "The same 0.484 as the "
+    "reference's: nothing is drawn at random here.",
+    "breast-cancer: new step / old step = 1.59": "A property of the table and the cut into workers, "
+    "(L + L_QM ξ) / (L + L_AM ξ).",
+    "plain EF21 with the new step is EF21-W (Top1), to 1e-10": "The control that reviewers of the paper "
+    "asked for: the gain is the step's, not the weights'.",
+    "final ‖∇f‖²: no feedback > old step > new step, on every table and draw": "The paper's order; where "
+    "workers are alike (wine) the two steps are hardly apart.",
+    "mean ‖∇f‖² within the theorem's bound, old and new": "With f* ≥ 0 in place of f*, which only "
+    "loosens it.",
+    f"one worker x 10: steps' ratio grows towards √{WORKERS} = {math.sqrt(WORKERS):.2f}": "4.31 of at "
+    "most 4.47: one outlier is what the new theory is for.",
+    "hook, ratio 1: weights bit for bit those of plain DDP": "Nothing is compressed, so nothing may differ.",
+    "hook, MLP, 5 %: loss within 2 % of plain DDP": "Missed on the good side: the training loss is "
+    "*lower*, the fewer entries the more, while test accuracy is the same; why was not looked into.",
+}
+
+
+def beside(content: dict[str, Any]) -> Beside:
+    cells = content["cells"]
+    whole = cells["steps/breast-cancer/all"]
+    constants = whole["constants"]
+    rows = [
+        (
+            "L, L_AM, L_QM",
+            ", ".join(f"{constants[key]:.3f}" for key in ("L", "L_AM", "L_QM")),
+            "3.359, 3.566, 5.704",
+            "",
+        )
+    ]
+    for method, reference in {
+        OLD: ("0.0555", "0.0112", "0.00383"),
+        NEW: ("0.0281", "0.00540", "0.00184"),
+        WEIGHTED: ("", "", "0.00184"),
+        NAIVE: ("", "", "0.114"),
+    }.items():
+        for t, value, other in zip(LOOK, whole[method]["norms"], reference, strict=True):
+            if other:
+                rows.append((f"{method}: ‖∇f‖² after {t} rounds", f"{value:.3g}", other, "curves only"))
+    for method, other in {OLD: "0.1124", NEW: "0.0983", NAIVE: "0.253"}.items():
+        rows.append(
+            (f"{method}: f after {ROUNDS} rounds", f"{whole[method]['value']:.4g}", other, "curves only")
+        )
+    rows.append(
+        ("TopK: largest difference of weighted and plain x", number(cells["weights"]["TopK"]), "2.8e-17", "0")
+    )
+    rows.append(("grid of 0.05: the same", number(cells["weights"]["Grid"]), "0.0049", "not looked at"))
+    outlier = cells["steps/breast-cancer, one worker's features x 10/all"]["constants"]
+    rows.append(
+        (
+            "largest L_QM / L_AM",
+            f"{outlier['L_QM'] / outlier['L_AM']:.2f} of √20 = 4.47",
+            "",
+            "up to √n, n = 1000",
+        )
+    )
+    hook = trainings(cells, "MLP, mini-batches")
+    away = mean(c["loss"] for c in hook["EF21, 5 %"]) / mean(c["loss"] for c in hook[PLAIN]) - 1
+    rows.append(("hook, 5 %, training loss beside plain DDP", f"{away:+.1%}", "not run", "no hook"))
+    return Beside(
+        rows,
+        "breast-cancer, 20 workers, Top1. The reference is a separate script of the same problem, and "
+        "since nothing is drawn its figures must be ours to all digits, as they are. The paper has "
+        "curves without a table, for six LIBSVM tables and 1,000 workers (Top1), and for a synthetic "
+        "regression and 2,000; its claim is the order, and that the gap grows with the variance of the "
+        "Lᵢ.",
+        bars(cells),
+        WHY,
+    )
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Renders the committed result files to tables and plots: docs/results/*.json -> *.md, *.png. Nothing by
-hand. A benchmark with a function `render(content) -> Markdown`, which may draw plots beside, does its own.
+hand. A benchmark with a function `render(content) -> Markdown`, which may draw plots beside, does its own; if
+it has `beside(content)` too, its method's page gets two tables, beside the paper's figures.
 
 python benchmarks/render.py
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from _beside import fill
 from _results import RESULTS
 from _tables import few, head, number, spread, table
 from matplotlib.ticker import NullLocator
@@ -323,7 +325,10 @@ def main() -> None:
         if path.stem in special:
             text = special[path.stem](content)
         elif path.stem in own:
-            text = importlib.import_module(path.stem).render(content)
+            benchmark = importlib.import_module(path.stem)
+            text = benchmark.render(content)
+            if hasattr(benchmark, "beside"):
+                fill(path.stem, benchmark.beside(content))
         else:
             text = generic(content, title)
         path.with_suffix(".md").write_text(text, encoding="utf-8")

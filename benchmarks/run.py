@@ -27,6 +27,7 @@ ORDER = (
     "cuber",
     "cuber_emoji",
     "rws",
+    "rws_severities",
     "rws_fashion",
     "nbpo",
     "ef21w",

@@ -336,6 +336,16 @@ _RULES: dict[str, tuple[Callable[..., Tensor], tuple[tuple[Any, ...], ...]]] = {
 NAMES = tuple(_RULES)
 
 
+def parameters(name: str, severity: int) -> tuple[float, ...]:
+    """What the rule of a corruption takes at a severity, as CIFAR-10-C has it.
+
+    Raises:
+        ValueError, NotImplementedError: as `Corruption`.
+    """
+    Corruption(name, severity)
+    return _RULES[name][1][severity - 1]
+
+
 @dataclass(frozen=True)
 class Corruption:
     """A corruption by name and severity.
