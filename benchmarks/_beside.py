@@ -47,7 +47,12 @@ class Beside:
         if odd := {*self.bars} ^ {*self.why}:
             raise ValueError(f"Bars and sentences do not go together: {', '.join(sorted(odd))}.")
         rows = [
-            [bar, number(found[0]), "met" if found[1] else "**missed**", self.why[bar]]
+            [
+                bar,
+                number(found[0]),
+                found[1] if isinstance(found[1], str) else "met" if found[1] else "**missed**",
+                self.why[bar],
+            ]
             for bar, found in self.bars.items()
         ]
         return (

@@ -41,6 +41,14 @@ def few(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean} ± {statistics.stdev(values):.2g}" if len(values) > 1 else mean
 
 
+def beyond(values: Sequence[float], doubt: str) -> bool | str:
+    """Whether a difference is above 0; where it is by no more than its deviation over seeds, `doubt`."""
+    mean = statistics.mean(values)
+    if mean > 0 and not (len(values) > 1 and mean > statistics.stdev(values)):
+        return doubt
+    return mean > 0
+
+
 def seed_dots(axis: Any, groups: Mapping[str, Sequence[float]], title: str, label: str) -> None:
     """Draws a dot a seed and a bar at the mean, a row a group, the first on top."""
     for place, values in enumerate(groups.values()):

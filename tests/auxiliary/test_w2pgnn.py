@@ -25,10 +25,18 @@ from dmkit.auxiliary.graphs.w2pgnn import (
     sample,
     scope,
     select_pretraining,
+    self_distance,
     statistics,
 )
 from dmkit.auxiliary.graphs.w2pgnn.bases import clusters
-from dmkit.auxiliary.graphs.w2pgnn.graphons import adjacency, degree_spread, overlap, pooled
+from dmkit.auxiliary.graphs.w2pgnn.graphons import (
+    adjacency,
+    degree_spread,
+    degree_variation,
+    hidden_structure,
+    overlap,
+    pooled,
+)
 from dmkit.auxiliary.graphs.w2pgnn.matching import monotone, product, value
 from dmkit.errors import FileFormatError
 
@@ -146,15 +154,84 @@ def test_estimates_are_near_graphons_of_monotone_degrees(number):
     assert math.sqrt(value(found, truth, monotone(found, truth))) < 0.05
 
 
-@pytest.mark.parametrize("number", [9, 10, 11])
-def test_flat_degrees_are_warned_of(number):
-    graphs = drawn(graphon(number, 24), nodes=100)
-    flat = degree_spread(graphs[0]) < 1.5
+def warned(graphs: list[np.ndarray]) -> str:
+    """What an estimate warns of."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         estimate(graphs, 12)
-    assert flat == any("sorting by them does not find" in str(w.message) for w in seen)
-    assert flat or number == 10 or number == 9
+    return " ".join(str(w.message) for w in seen)
+
+
+def degree_function(W: np.ndarray) -> float:
+    """The coefficient of variation of its degree function, exactly."""
+    return float(W.mean(1).std() / W.mean())
+
+
+def blocks(between: float) -> np.ndarray:
+    """Three equal blocks, joined inside and to others with shares of which the degrees are all alike."""
+    return np.kron((0.9 - between) * np.eye(3) + between, np.ones((8, 8)))
+
+
+@pytest.mark.parametrize(
+    "W",
+    [np.full((8, 8), 0.3), np.full((8, 8), 0.05), graphon(11, 24), graphon(12, 24), blocks(0.1)],
+    ids=["constant", "sparse", "two blocks", "bipartite", "three blocks"],
+)
+def test_graphons_whose_degree_function_is_constant_are_warned_of(W):
+    assert degree_function(W) == pytest.approx(0, abs=1e-12)
+    graphs = drawn(W, 6, 100)
+    assert "by chance" in warned(graphs) or "same degree" in warned(graphs)
+
+
+@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("nodes", [60, 120])
+def test_graphons_of_monotone_degrees_are_not_warned_of(number, nodes):
+    W = graphon(number, 24)
+    assert (np.diff(W.mean(1)) < 0).all() or (np.diff(W.mean(1)) > 0).all()
+    assert warned(drawn(W, 4, nodes)) == ""
+
+
+@pytest.mark.parametrize("number", [9, 10])
+def test_graphons_with_a_degree_at_two_places_are_warned_of_though_not_flat(number):
+    W = graphon(number, 24)
+    assert degree_function(W) > 0.1  # above that of graphon 5, which is found
+    assert np.allclose(W[1:, 1:].mean(1), W[1:, 1:].mean(1)[::-1])
+    graphs = drawn(W, 4, 100)
+    assert degree_variation(graphs)[2] > 10
+    assert "same degree" in warned(graphs)
+
+
+@pytest.mark.parametrize("number", [0, 1, 4, 5, 9, 10])
+def test_the_variation_of_a_degree_function_is_that_of_degrees_without_noise(number):
+    W = graphon(number, 200)
+    found, chance, _ = degree_variation(drawn(W, 10, 150))
+    assert found == pytest.approx(degree_function(W), rel=0.12)
+    p = W.mean()
+    assert chance == pytest.approx(math.sqrt((1 - p) / p / 150), rel=0.1)
+
+
+def test_noise_has_no_variation_and_what_cannot_vary_none():
+    found, _, sure = degree_variation(drawn(np.full((4, 4), 0.3), 10, 150))
+    assert found < 0.03
+    assert abs(sure) < 3
+    assert degree_variation([np.zeros((6, 6)), 1 - np.eye(6), np.ones((2, 2))]) == (0, 0, 0)
+    assert degree_spread(np.zeros((6, 6))) == 0
+
+
+def test_what_sorting_leaves_is_the_largest_part_of_what_it_mixes():
+    # Of |u - v| sorting finds max(a, b) with a, b = |u - 1/2|, |v - 1/2|, and leaves ± min(a, b): the
+    # eigenvalues of min(a, b) on [0, 1/2] are 1/π² and less, of both halves together 2/π².
+    found, left = hidden_structure(drawn(graphon(9, 600), 1, 600)[0], 32)
+    assert found == pytest.approx(math.sqrt(1 / 72), rel=0.1)
+    assert left == pytest.approx(2 / math.pi**2, rel=0.05)
+    assert hidden_structure(drawn(graphon(0, 600), 1, 600)[0], 32)[1] == 0
+
+
+def test_what_is_left_is_the_same_by_all_eigenvalues_and_by_the_largest_alone(monkeypatch):
+    graph = drawn(graphon(10), 1, 90)[0]
+    whole = hidden_structure(graph, 8)
+    monkeypatch.setattr(sys.modules["dmkit.auxiliary.graphs.w2pgnn.graphons"], "DENSE", 0)
+    assert hidden_structure(graph, 8) == pytest.approx(whole, rel=1e-4)
 
 
 def test_every_kind_of_graph_is_read():
@@ -185,10 +262,7 @@ def test_bad_estimates_are_refused():
         estimate([])
     with pytest.raises(ValueError, match="resolution is 0"):
         estimate(drawn(graphon(0)), 0)
-    with (
-        pytest.raises(ValueError, match="cannot be normalised"),
-        pytest.warns(UserWarning, match="by chance"),
-    ):
+    with pytest.raises(ValueError, match="cannot be normalised"):
         estimate([np.zeros((4, 4))], 2, normalize=True)
     with pytest.warns(UserWarning, match="resolution 40 is fine"):
         estimate(drawn(graphon(1), nodes=30), 40)
@@ -278,6 +352,14 @@ def test_a_mixture_is_recovered(numbers, weights):
         assert found.mean_distance > 10 * found.distance
 
 
+def test_a_mixture_is_nearer_than_its_uniform_mean_and_any_of_its_parts():
+    bases = exact(0, 1, 4)
+    target = bases.mixture(np.array([0.2, 0.5, 0.3]))
+    assert fit(bases, target).mean_distance == pytest.approx(0.0159, abs=1e-4)
+    alone = [fit(exact(k), target).distance for k in (0, 1, 4)]
+    assert alone == pytest.approx([0.205, 0.124, 0.328], abs=1e-3)
+
+
 def test_one_basis_has_all_the_weight_and_the_plain_distance():
     found = fit(exact(1), graphon(8, 40))
     assert found.weights == {"graphon 1": 1.0}
@@ -320,6 +402,7 @@ def test_feasibility_takes_the_best_bases_and_says_what_it_stands_on():
     assert far.distance > 5 * found.distance
     single = feasibility(sources, mixed[:1], resolution=10, mode="domain")
     assert math.isnan(single.floor)
+    assert math.isnan(single.limit)
     assert single.feasible is None
     with pytest.raises(ValueError, match="Unknown mode 'bset'"):
         feasibility(sources, mixed, mode="bset")
@@ -347,6 +430,28 @@ def test_many_candidates_are_added_one_after_another(monkeypatch):
     (greedy,) = select_pretraining(candidates, target, resolution=8)
     assert len(greedy.names) == 2
     assert greedy.found.distance >= best.found.distance - 1e-6
+
+
+def test_what_can_be_generated_is_within_the_self_distance_and_other_graphs_are_not():
+    sources = {str(k): drawn(graphon(k), 12, 80, seed=k) for k in (1, 6, 8)}
+    bases = Bases.of(sources, resolution=12)
+    mixed = np.tensordot([0.2, 0.5, 0.3], np.stack([graphon(k) for k in (1, 6, 8)]), 1)
+    for W, expected in ((mixed, True), (graphon(4), False), (0.6 * graphon(1), False)):
+        found = feasibility(bases, drawn(W, 12, 80, seed=9), resolution=12)
+        assert found.feasible is expected
+        assert found.feasible == (found.distance <= found.limit)
+    with pytest.warns(UserWarning, match="by chance|same degree"):
+        found = feasibility(bases, drawn(graphon(11), 12, 80, seed=9), resolution=12)
+    assert found.feasible is False
+
+
+def test_self_distances_fall_with_the_number_of_graphs_and_are_the_same_again():
+    many, few = drawn(graphon(1), 24, 60), drawn(graphon(1), 6, 60)
+    limit = self_distance(few, 8)
+    assert self_distance(many, 8) < limit == self_distance(few, 8)
+    assert self_distance(few, 8, level=0.5) < limit
+    assert self_distance([few[0]] * 3, 8) == pytest.approx(0, abs=1e-6)
+    assert math.isnan(self_distance(few[:1], 8))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

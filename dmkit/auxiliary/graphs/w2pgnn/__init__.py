@@ -23,7 +23,16 @@ alike in statistics ("topo"); the best of them counts.
 
 from .bases import Bases, statistics
 from .graphons import ego_graphs, estimate, graphon, sample
-from .judging import Choice, Feasibility, feasibility, fit, noise_floor, scope, select_pretraining
+from .judging import (
+    Choice,
+    Feasibility,
+    feasibility,
+    fit,
+    noise_floor,
+    scope,
+    select_pretraining,
+    self_distance,
+)
 from .matching import Match, gradient, gromov_wasserstein
 
 __all__ = [
@@ -42,5 +51,6 @@ __all__ = [
     "sample",
     "scope",
     "select_pretraining",
+    "self_distance",
     "statistics",
 ]

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Generator
 
-FLAT = 1.5  # how many times a binomial's variance of degrees is to be exceeded
+SURE = 2.33  # deviations of a normal variable that one of a hundred exceeds
+HIDDEN = 0.5  # of what sorting finds, what it may leave; 0 and 0.9 or more on the synthetic graphons
+LOOKED_AT = 10  # graphs of a set, at most, in which what is left is looked for
+DENSE = 500  # nodes up to which all eigenvalues are the quicker way
 
 
 def adjacency(graph: Any) -> sparse.csr_array:
@@ -67,20 +71,90 @@ def smallest_usable(graph: Any) -> int:
 
 
 def degree_spread(graph: Any) -> float:
-    """The variance of degrees over that of equal nodes by chance; 0 without an edge, or with all."""
+    """The variance of degrees over that of a flat degree function; 0 without an edge, or with all.
+
+    Of a graphon with degree function d(x), mean p and variance V, the degrees of n nodes have the expected
+    variance (n - 2) (p (1 - p) + (n - 4) V), of which the first part is sampling noise.
+    """
+    matrix = adjacency(graph)
+    n, degrees = matrix.shape[0], matrix.sum(axis=1)
+    noise = _noise(n, degrees.mean() / max(1, n - 1))
+    return float(degrees.var(ddof=1) / noise) if noise > 0 else 0.0
+
+
+def _noise(n: int, density: float) -> float:
+    return (n - 2) * density * (1 - density)
+
+
+def degree_variation(graphs: Sequence[Any]) -> tuple[float, float, float]:
+    """How flat the degree function of a set of graphs is.
+
+    Returns:
+        The coefficient of variation of the degree function, √V / p, noise taken off; the one of degrees that
+        noise alone would give; and how many deviations V is above 0, by the deviation that the variance of a
+        binomial's sample has (a graphon of blocks has a larger one).
+    """
+    found = []
+    for graph in graphs:
+        matrix = adjacency(graph)
+        n = matrix.shape[0]
+        p = float(matrix.sum() / max(1, n * (n - 1)))
+        if n > 4 and (noise := _noise(n, p)) > 0:
+            spread, q = degree_spread(graph), p * (1 - p)
+            kurtosis = (1 - 6 * q) / ((n - 1) * q)
+            variance = max(0.0, 2 / (n - 1) + kurtosis / n)
+            found.append(((spread - 1) * q / (n - 4) / p**2, noise**0.5 / (n - 1) / p, spread - 1, variance))
+    if not found:
+        return 0.0, 0.0, 0.0
+    square, chance, above, variance = np.mean(found, axis=0)
+    return math.sqrt(max(0.0, square)), float(chance), float(above / math.sqrt(variance / len(found)))
+
+
+def hidden_structure(graph: Any, resolution: int = 32) -> tuple[float, float]:
+    """What sorting by degree finds in a graph, and what it leaves, as root mean squares over pairs of nodes.
+
+    Where the degree function takes a value at two places, their nodes are mixed. Then the graph minus the
+    means P of its blocks has an eigenvalue above the edge 2 max_i √(Σ_j P_ij (1 - P_ij)) of noise's. If θ is
+    that of the structure alone, noise moves it to λ = θ + (edge / 2)² / θ; so θ / n is the size of the
+    largest part that is left, and 0 below the edge (Lei 2016 tests blocks so; Féral and Péché 2007 have λ).
+    """
     matrix = adjacency(graph)
     n = matrix.shape[0]
-    degrees = matrix.sum(axis=1)
-    density = degrees.mean() / max(1, n - 1)
-    binomial = (n - 1) * density * (1 - density)
-    return float(degrees.var() / binomial) if binomial > 0 else 0.0
+    r = min(resolution, smallest_usable(graph))
+    part = np.argsort(np.argsort(-matrix.sum(axis=1), kind="stable")) * r // n
+    sums = sparse.csr_array((np.ones(n), (part, np.arange(n))), shape=(r, n))
+    counts = np.bincount(part, minlength=r).astype(float)
+    pairs = np.outer(counts, counts) - np.diag(counts)
+    P = (sums @ matrix @ sums.T).toarray() / np.maximum(pairs, 1)
+    noise = P * (1 - P)
+    edge = 2 * math.sqrt(max(0.0, float((noise @ counts - noise.diagonal()).max())))
+
+    def residual(x: np.ndarray) -> np.ndarray:
+        x = x.ravel()
+        return matrix @ x - (P @ (sums @ x))[part] + P.diagonal()[part] * x
+
+    if n <= DENSE:
+        whole = matrix.toarray() - P[part][:, part] + np.diag(P.diagonal()[part])
+        largest = float(np.abs(np.linalg.eigvalsh(whole)).max())
+    else:
+        start = np.random.default_rng(0).standard_normal(n)
+        operator = LinearOperator((n, n), matvec=residual, dtype=float)
+        largest = float(abs(eigsh(operator, 1, v0=start, tol=1e-3, return_eigenvectors=False)[0]))
+    left = 0.0
+    if largest > edge * (1 + n ** (-2 / 3)):  # the largest of noise is off the edge by so much
+        left = (largest + math.sqrt(largest**2 - edge**2)) / 2 / n
+    share = counts / n
+    p = float(share @ P @ share)
+    found = float(share @ (P - p) ** 2 @ share) - 2 * p * (1 - p) / n  # of which degrees' noise is a part
+    return math.sqrt(max(0.0, found)), left
 
 
 def estimate(graphs: Sequence[Any], resolution: int = 32, normalize: bool = False) -> np.ndarray:
     """The graphon of a set of graphs, the mean of their step functions; symmetric.
 
     Sorting by degree finds a graphon where its degree function is monotone, and no other (Chan and Airoldi
-    2014).
+    2014). Both ways to fail are looked for: a degree function that is flat, by its variance, and one that
+    has a value at several places, by the structure that is left.
 
     Args:
         graphs: as for `adjacency`.
@@ -95,25 +169,40 @@ def estimate(graphs: Sequence[Any], resolution: int = 32, normalize: bool = Fals
         ValueError: no graph, a resolution below 1, or no edge to normalise by.
 
     Warns:
-        UserWarning: degrees that vary hardly more than by chance, so that their order says nothing; or a
-            resolution that is too fine for the smallest graph.
+        UserWarning: degrees that do not vary more than by chance; structure that sorting by them leaves,
+            more than half of what it finds; or a resolution that is too fine for the smallest graph.
     """
     if not len(graphs):
         raise ValueError("There is no graph to estimate from.")
     if resolution < 1:
         raise ValueError(f"resolution is {resolution}; it must be at least 1.")
+    found = averaged(np.stack([pooled(graph, resolution) for graph in graphs]), normalize)
     if (usable := min(smallest_usable(graph) for graph in graphs)) < resolution // 2:
         warnings.warn(
             f"resolution {resolution} is fine for the smallest of these graphs, for which {usable} would do.",
             stacklevel=2,
         )
-    if (spread := float(np.mean([degree_spread(graph) for graph in graphs]))) < FLAT:
+    _, chance, sure = degree_variation(graphs)
+    few = graphs[:: -(-len(graphs) // LOOKED_AT)]
+    seen, left = np.sqrt(np.mean(np.square([hidden_structure(g, resolution) for g in few]), axis=0))
+    if sure < SURE:
         warnings.warn(
-            f"The degrees of these graphs vary {spread:.2f} times as much as by chance: sorting by them does "
-            "not find the graphon, and a distance from it means little.",
+            f"The degrees of these graphs do not vary more than by chance ({chance:.1%}): sorting by them "
+            "does not find the graphon, and a distance from it means little.",
             stacklevel=2,
         )
-    found = np.mean([pooled(graph, resolution) for graph in graphs], axis=0)
+    elif left > HIDDEN * seen:
+        warnings.warn(
+            "Nodes of the same degree are joined to different nodes in these graphs: sorting by degree finds "
+            f"structure of size {seen:.3f} and leaves {left:.3f}, and a distance is as wrong as that.",
+            stacklevel=2,
+        )
+    return found
+
+
+def averaged(steps: np.ndarray, normalize: bool) -> np.ndarray:
+    """The mean of step functions (M, r, r), over its own mean if normalised."""
+    found = steps.mean(axis=0)
     if normalize:
         if not found.mean() > 0:
             raise ValueError("Graphs without an edge cannot be normalised.")

@@ -13,10 +13,10 @@ from scipy.optimize import nnls
 
 from ....errors import unknown_name
 from .bases import MODES, Bases, Sources
-from .graphons import adjacency, estimate
+from .graphons import adjacency, averaged, estimate, pooled
 from .matching import gromov_wasserstein, monotone, product
 
-TIMES = 5.0  # how far above the noise floor a distance may be
+LEVEL, DRAWS = 0.95, 60  # the quantile of self-distances that a distance may reach, and how many are drawn
 EXHAUSTIVE = 2000  # subsets, beyond which `select_pretraining` is greedy
 HEAVY = 1e4  # weight of Σ α = 1 in least squares
 
@@ -33,6 +33,7 @@ class Feasibility:
         plan: T (r, s) of the best.
         history: d after each pair of steps, from the best start.
         floor: d between two halves of the target's graphs; NaN where there is one graph only.
+        limit: what d the target has to itself by chance, see `self_distance`; NaN where `floor` is.
         density: share of pairs of nodes that are joined in the target, averaged over its graphs.
     """
 
@@ -43,6 +44,7 @@ class Feasibility:
     plan: np.ndarray = field(repr=False)
     history: tuple[float, ...] = field(repr=False)
     floor: float = math.nan
+    limit: float = math.nan
     density: float = math.nan
 
     @property
@@ -52,8 +54,10 @@ class Feasibility:
 
     @property
     def feasible(self) -> bool | None:
-        """Whether d is within five times the noise floor; None where that is not known."""
-        return None if math.isnan(self.floor) else self.distance <= TIMES * self.floor
+        """Whether the target cannot be told from a mixture: d is within `limit`; None where that is not
+        known.
+        """
+        return None if math.isnan(self.limit) else self.distance <= self.limit
 
 
 def weights_for(graphons: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -104,8 +108,51 @@ def noise_floor(graphs: Sequence[Any], resolution: int = 32, normalize: bool = F
     """d between the graphons of every other graph and of the rest; NaN for a single graph."""
     if len(graphs) < 2:
         return math.nan
-    one, two = (estimate(graphs[k::2], resolution, normalize) for k in (0, 1))
+    steps = np.stack([pooled(graph, resolution) for graph in graphs])
+    one, two = (averaged(steps[k::2], normalize) for k in (0, 1))
     return gromov_wasserstein(one, two).distance
+
+
+def self_distance(
+    graphs: Sequence[Any],
+    resolution: int = 32,
+    normalize: bool = False,
+    *,
+    level: float = LEVEL,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> float:
+    """The quantile of d between two sets of as many graphs, both drawn with replacement from these.
+
+    A mixture of estimates and an estimate of the target are two such sets if the one can generate the
+    other, and if there are as many graphs on either side.
+
+    Args:
+        graphs, resolution, normalize: as for `estimate`.
+        level: of the quantile, in [0, 1].
+        draws: pairs of sets, at least 1.
+        seed: of the draws.
+
+    Returns:
+        d, and NaN for a single graph.
+    """
+    if len(graphs) < 2:
+        return math.nan
+    steps, rng = np.stack([pooled(graph, resolution) for graph in graphs]), np.random.default_rng(seed)
+    found = []
+    for _ in range(draws):
+        chosen = rng.integers(len(steps), size=(2, len(steps)))
+        one, two = (averaged(steps[rows], normalize) for rows in chosen)
+        found.append(gromov_wasserstein(one, two).distance)
+    return float(np.quantile(found, level))
+
+
+def _about(target: Sequence[Any], resolution: int, normalize: bool, seed: int = 0) -> dict[str, float]:
+    return {
+        "floor": noise_floor(target, resolution, normalize),
+        "limit": self_distance(target, resolution, normalize, seed=seed),
+        "density": density(target),
+    }
 
 
 def density(graphs: Sequence[Any]) -> float:
@@ -127,12 +174,11 @@ def _all_bases(sources: Sources | Bases, mode: str, count: int, **options: Any) 
 
 
 def _judge(
-    bases: Sequence[Bases], target: Sequence[Any], resolution: int, steps: int, normalize: bool
+    bases: Sequence[Bases], target: Sequence[Any], resolution: int, steps: int, normalize: bool, seed: int
 ) -> Feasibility:
     D = estimate(target, resolution, normalize)
     best = min((fit(one, D, steps) for one in bases), key=lambda found: found.distance)
-    about = {"floor": noise_floor(target, resolution, normalize), "density": density(target)}
-    return Feasibility(**{**vars(best), **about})
+    return Feasibility(**{**vars(best), **_about(target, resolution, normalize, seed)})
 
 
 def feasibility(
@@ -153,18 +199,19 @@ def feasibility(
             whose mode and `normalize` then count.
         target: graphs to come.
         mode: one of `Bases.of`, or "best": the least distance of all.
-        resolution, count, normalize, seed: as for `Bases.of`.
+        resolution, count, normalize: as for `Bases.of`.
+        seed: of clusters, and of the draws of `self_distance`.
         steps: as for `fit`.
 
     Raises:
         ValueError: no graph, and what `Bases.of` refuses.
 
     Warns:
-        UserWarning: what `estimate` warns of, above all degrees that are flat.
+        UserWarning: what `estimate` warns of, above all degrees whose order does not find the graphon.
     """
     options = {"resolution": resolution, "normalize": normalize, "seed": seed}
     bases = _all_bases(sources, mode, count, **options)
-    return _judge(bases, target, resolution, steps, bases[0].normalize)
+    return _judge(bases, target, resolution, steps, bases[0].normalize, seed)
 
 
 @dataclass(frozen=True)
@@ -202,7 +249,7 @@ def select_pretraining(
         raise ValueError(f"budget is {budget}; there are {len(candidates)} candidates.")
     graphons = {name: estimate(graphs, resolution, normalize) for name, graphs in candidates.items()}
     D = estimate(target, resolution, normalize)
-    about = {"floor": noise_floor(target, resolution, normalize), "density": density(target)}
+    about = _about(target, resolution, normalize)
 
     def judged(names: tuple[str, ...]) -> Choice:
         bases = Bases("domain", names, np.stack([graphons[name] for name in names]), normalize)
@@ -242,6 +289,7 @@ def scope(
     options = {"resolution": resolution, "normalize": normalize, "seed": seed}
     bases = _all_bases(sources, mode, count, **options)
     found = {
-        name: _judge(bases, graphs, resolution, steps, bases[0].normalize) for name, graphs in targets.items()
+        name: _judge(bases, graphs, resolution, steps, bases[0].normalize, seed)
+        for name, graphs in targets.items()
     }
     return dict(sorted(found.items(), key=lambda item: item[1].distance))
