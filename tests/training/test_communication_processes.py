@@ -11,8 +11,8 @@ from running_scripts import ENVIRONMENT
 WORKER = Path(__file__).with_name("communicating.py")
 
 
-@pytest.mark.parametrize(("processes", "checks"), [(2, 9), (4, 3)])
-def test_every_check_passes(processes, checks, tmp_path):
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_check_passes(processes, tmp_path):
     launcher = [
         sys.executable,
         "-m",
@@ -25,4 +25,4 @@ def test_every_check_passes(processes, checks, tmp_path):
         [*launcher, str(WORKER), str(tmp_path)], capture_output=True, text=True, env=ENVIRONMENT, timeout=600
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert len(json.loads((tmp_path / "passed.json").read_text())) == checks
+    assert len(json.loads((tmp_path / "passed.json").read_text())) == 9
