@@ -16,7 +16,7 @@ from dmkit.auxiliary.compression._order import execution_order
 from dmkit.auxiliary.compression.rws import RobustWeightSignature, evaluate_corruptions, patch
 from dmkit.auxiliary.compression.rws.layers import select
 from dmkit.auxiliary.compression.rws.quantizing import quantize
-from dmkit.auxiliary.compression.rws.training import Arguments, FineTuning, run
+from dmkit.auxiliary.compression.rws.training import Arguments, FineTuning, fit, run
 from dmkit.data.corruptions import Corruption
 from dmkit.errors import FileFormatError
 from dmkit.training.arguments import TrainingArguments
@@ -563,6 +563,33 @@ def test_the_proximal_term_pulls_to_the_start():
     assert "proximal" not in FineTuning(model).training_step(batch, step)
     with pytest.raises(ValueError, match="proximal is -1"):
         FineTuning(model, proximal=-1)
+
+
+@pytest.mark.parametrize("rule", [Corruption("gaussian_noise"), Corruption("elastic_transform", 3)])
+def test_a_fine_tuning_goes_on_under_the_same_draws_from_the_same_start(rule, tmp_path):
+    """Corruptions are those of the step, and the pull is to θ_0, not to where the checkpoint was."""
+    torch.manual_seed(0)
+    start, images, labels = ConvNet(), torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+    before = state(start)
+
+    def ended(folder, rule=rule, **changes):
+        training = TrainingArguments(
+            output_dir=str(tmp_path / folder), train_batch_size=8, learning_rate=0.05, lr_warmup_steps=0,
+            lr_scheduler="constant", optimizer="sgd", sgd_momentum=0.9, save_images_epochs=0,
+            save_model_epochs=0, report_to="none",
+            **{"max_train_steps": 5, "checkpointing_steps": 0, **changes},
+        )  # fmt: skip
+        return state(fit(start, images, labels, training, rule=rule, proximal=0.5))
+
+    whole = ended("whole")
+    ended("parts", max_train_steps=3, checkpointing_steps=3)
+    resumed = ended("parts", resume_from_checkpoint="latest")
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+    assert any(not torch.equal(value, whole[name]) for name, value in ended("clean", rule=None).items())
+    assert same(start, before)
+    ended("other", max_train_steps=3, checkpointing_steps=3)
+    with pytest.raises(ValueError, match=r"rule was .*now None"):
+        ended("other", rule=None, resume_from_checkpoint="latest")
 
 
 def test_run_saves_what_it_measures(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from .... import data
@@ -180,7 +181,9 @@ def run(arguments: Arguments, training: TrainingArguments) -> dict[str, Any]:
         if arguments.levels:
             signature = signature.quantize(arguments.levels)
         folder = Path(training.output_dir) / f"signature-{rule.name}"
-        signature.save_pretrained(folder)
+        if PartialState().is_main_process:  # all have the same; two that replace one folder would collide
+            signature.save_pretrained(folder)
+        PartialState().wait_for_everyone()
         with patch(standard, signature):
             patched = evaluate_corruptions(standard, test, answers, rules)
         figures[rule.name] = {

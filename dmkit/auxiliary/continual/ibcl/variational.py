@@ -59,6 +59,9 @@ class GaussianLayer(nn.Module):
         squares = [F.softplus(found[n][1]).square() if n in found else None for n in ("weight", "bias")]
         mean = self.apply_to(x, *locs, **self.settings)
         variance = self.apply_to(x.square(), *squares, **self.settings)
+        # ε is one number for each example and output. Processes must draw different ones, and do: the trainer
+        # seeds the global generator by rank. The same ε on two of them would tie their examples together:
+        # the gradient would still have no bias, but the average over processes would be noisier.
         # The slope of the root at 0 is infinite: where all inputs are 0 it would make NaN.
         return mean + variance.clamp_min(1e-12).sqrt() * torch.randn_like(mean)
 
