@@ -74,6 +74,7 @@ def launch(
     from .page.parts import Desk
     from .store import ModelStore
     from .train import Trainings
+    from .warmup import warm_up
 
     desk = Desk(ModelStore(models, device), Trainings(runs), adapter_roots(adapters), shelf)
     atexit.register(desk.close)
@@ -94,18 +95,12 @@ def launch(
         theme=theme(),
         css=CSS,
         prevent_thread_lock=True,
+        # Gradio would ask for its own page, and give up when that takes 3 s: on a slow machine it may.
+        _frontend=False,
     )
-    Thread(target=_warm_up, daemon=True).start()
+    Thread(target=warm_up, daemon=True).start()
     if block:
         # Ended like this too it removes its files and stops its training.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         demo.block_thread()
     return demo
-
-
-def _warm_up() -> None:
-    """Imports what the first run will need while the visitor reads; models wait to be asked for."""
-    for name in ("cli._work", "evaluation", "schedulers.bdia.inversion", "adapters.spm.pipeline"):
-        importlib.import_module(f"dmkit.{name}")
-    from diffusers import StableDiffusionPipeline  # noqa: F401
-    from transformers import CLIPTextModel  # noqa: F401

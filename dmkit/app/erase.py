@@ -107,8 +107,9 @@ def erase(
         before = check_finite(draw(), "The model")
         spm = SPM(pipe)
         try:
-            for (path, _), name in zip(adapters, names, strict=True):
-                spm.load_spm_weights(read_spm(path), name)
+            with store.building:
+                for (path, _), name in zip(adapters, names, strict=True):
+                    spm.load_spm_weights(read_spm(path), name)
             spm.set_adapters(names, factors)
             job.part(1, 2, "after")
             after = check_finite(

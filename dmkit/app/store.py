@@ -3,6 +3,9 @@
 Networks are shared, pipelines are not: each run gets a pipeline object of its own, so that no run meets the
 scheduler of another. What patches a network for a while (adapters, NASA, the inversion of pixel-space models)
 takes it alone; plain sampling shares it.
+
+Networks are built one at a time: while Diffusers and Transformers load a model they replace functions of
+torch for the whole process, and whatever is built meanwhile in another thread comes out without weights.
 """
 
 from __future__ import annotations
@@ -55,7 +58,6 @@ class _Model:
     source: str
     folder: Path
     pipe: Any = None
-    loading: Lock = field(default_factory=Lock)
     lock: SharedLock = field(default_factory=SharedLock)
 
 
@@ -66,10 +68,14 @@ class ModelStore:
         root: every folder under it (two levels deep) with a `model_index.json` can be chosen; links out of it
             are not followed. None: the zoo alone.
         device: where to compute; CUDA if there is one, else the CPU.
+
+    Attributes:
+        building: to hold while networks or adapters are built.
     """
 
     def __init__(self, root: str | Path | None = None, device: str | None = None):
         self.root, self.device = None if root is None else Path(root), device
+        self.building = Lock()
         self._models: dict[str, _Model] = {}
         self._lock = Lock()
 
@@ -139,7 +145,7 @@ class ModelStore:
 
         source, _ = self.find(name)
         model = self._models[name]
-        with model.loading:
+        with self.building:
             if model.pipe is None:
                 model.pipe = open_pipeline(source, self.device)
         with model.lock.held(alone, check):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -252,15 +253,33 @@ class Server:
         self.process.wait(timeout=PATIENCE)
 
 
-@pytest.fixture
-def server(unconditional, adapters, tmp_path):
-    options = (f"--models={unconditional.root}", f"--adapters={adapters}", f"--runs={tmp_path / 'runs'}")
-    served = Server(tmp_path, *options)
+@pytest.fixture(scope="module")
+def server(unconditional, adapters, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    options = (f"--models={unconditional.root}", f"--adapters={adapters}", f"--runs={folder / 'runs'}")
+    served = Server(folder, *options)
     try:
         served.wait()
         yield served
     finally:
         served.close()
+
+
+def test_visitors_who_come_while_it_starts_are_served(server):
+    """Imports and models load once, for all of them."""
+    calls = {
+        "sample": GOOD,
+        "steer": ["emoji-one-step", "a car", "a red car", "nasa", "0.3", 1, 1, 0],
+        "compare": ["emoji-one-step", "a car", 1, 1, 3.0, 1, 0],
+    }
+    json_type = {"Content-Type": "application/json"}
+
+    def call(name):
+        return server.ask("POST", f"{API}/call/{name}", json_type, json.dumps({"data": calls[name]}).encode())
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        said = [text for _, text in pool.map(call, calls)]
+    assert all("event: complete" in text for text in said), (said, server.log.read_text()[-3000:])
 
 
 def test_no_malformed_request_ends_or_opens_the_server(server, unconditional, adapters, tmp_path):
@@ -294,8 +313,8 @@ def test_no_malformed_request_ends_or_opens_the_server(server, unconditional, ad
     assert count >= 300
     assert not wrong, "\n".join(wrong)
     assert canary.read_text() == SECRET
-    assert not (tmp_path / "runs").exists()
+    assert not (server.log.parent / "runs").exists()
     good = json.dumps({"data": GOOD}).encode()
     status, text = server.ask("POST", f"{API}/call/sample", {"Content-Type": "application/json"}, good)
-    assert "event: complete" in text
+    assert "event: complete" in text, server.log.read_text()[-3000:]
     assert "ddim" in text

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from dmkit import shipped, zoo
-from dmkit.adapters import read_spm, save_spm
+from dmkit.adapters import SPM, read_spm, save_spm
 from dmkit.app import edit, erase, one_step, sample
 from dmkit.app.jobs import Cancelled, Job, Progress
 from dmkit.app.outcome import Shelf
 from dmkit.app.store import ModelStore
 from dmkit.errors import FileFormatError
+from dmkit.zoo import opening
 
 
 def picture(name="emoji"):
@@ -230,6 +231,50 @@ def test_a_model_whose_card_says_so_is_a_student(tmp_path, text_pipe, job, execu
 def test_bad_scales(scales):
     with pytest.raises(ValueError, match=r"[Ss]cale"):
         one_step.scales_of(scales)
+
+
+def test_models_asked_for_at_once_load_one_after_the_other(adapters, monkeypatch):
+    """Diffusers' loading changes torch for all threads: what another builds meanwhile has no weights."""
+    store, busy, started = ModelStore(), threading.Lock(), threading.Barrier(4)
+    load, failed = opening.open_pipeline, []
+
+    def open_alone(*arguments):
+        assert busy.acquire(blocking=False), "two loads at once"
+        try:
+            return load(*arguments)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(opening, "open_pipeline", open_alone)
+    inject = SPM.load_spm_weights
+
+    def inject_alone(*arguments):
+        assert store.building.locked(), "an adapter built while a model may load"
+        return inject(*arguments)
+
+    monkeypatch.setattr(SPM, "load_spm_weights", inject_alone)
+    file = adapters / "heart" / "heart.safetensors"
+    few = {"steps": 2, "num_images": 1}
+    works = [
+        lambda: sample.sample(store, Job(), model="fashion", **few),
+        lambda: sample.sample(store, Job(), model="emoji-one-step", prompt="a car", **few),
+        lambda: sample.sample(store, Job(), model="emoji", prompt="a car", **few),
+        lambda: erase.erase(store, Job(), model="emoji", adapters=[(file, 1)], prompt="a heart", **few),
+    ]
+
+    def run(work):
+        started.wait()
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
 
 
 def test_two_runs_at_once_give_what_each_gives_alone(store, adapters):

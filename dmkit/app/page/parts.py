@@ -20,6 +20,7 @@ from ..jobs import Cancelled, Finished, Jobs, Progress
 from ..outcome import Outcome, Shelf
 from ..store import ModelStore
 from ..train import Trainings
+from ..warmup import warm_up
 
 logger = logging.getLogger("dmkit.app")
 NARROW = 320  # pixels below which columns come one under the other
@@ -44,8 +45,11 @@ class Desk:
 
 @contextmanager
 def spoken() -> Iterator[None]:
-    """Errors as one line on the page; what was not foreseen goes to the log alone."""
+    """Around what a visitor starts, once all is imported: errors as one line on the page; what was not
+    foreseen goes to the log alone.
+    """
     try:
+        warm_up()
         yield
     except gr.Error:
         raise
