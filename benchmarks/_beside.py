@@ -27,7 +27,7 @@ class Beside:
     Attributes:
         rows: what, measured here, in the reference's small experiment, in the paper.
         settings: how the three differ.
-        bars: what was asked -> (measured, whether it is met).
+        bars: what was asked -> (measured, whether it is met, or a word for neither).
         why: what was asked -> a sentence about what it says.
         more: Markdown behind the tables.
     """
@@ -46,21 +46,18 @@ class Beside:
         """
         if odd := {*self.bars} ^ {*self.why}:
             raise ValueError(f"Bars and sentences do not go together: {', '.join(sorted(odd))}.")
-        rows = [
-            [
-                bar,
-                number(found[0]),
-                found[1] if isinstance(found[1], str) else "met" if found[1] else "**missed**",
-                self.why[bar],
-            ]
-            for bar, found in self.bars.items()
-        ]
+        rows = [[bar, number(v[0]), _met(v[1]), self.why[bar]] for bar, v in self.bars.items()]
         return (
             table(["", "measured here", "reference small experiment", "paper"], self.rows)
             + f"\n{self.settings}\n\n"
             + table(["asked", "measured", "", "what it says"], rows)
             + self.more
         )
+
+
+def _met(found: bool | str) -> str:
+    """A third answer, such as "not shown", is said as it is."""
+    return found if isinstance(found, str) else "met" if found else "**missed**"
 
 
 def block(found: Beside) -> str:

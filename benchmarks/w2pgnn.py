@@ -473,8 +473,9 @@ def beside(content: dict[str, Any]) -> Beside:
     why = {bar: next(text for start, text in sentences.items() if bar.startswith(start)) for bar in found}
     return Beside(
         rows,
-        "The reference has one seed, and the noise floor of two sets as large as the target, where ours is of its "
-        "halves. The paper's figures are others' readings of it, for ZINC and GCC's corpora, which are not here.",
+        "The reference has one seed, and the noise floor of two sets as large as the target, where ours is "
+        "of its halves. The paper's figures are others' readings of it, for ZINC and GCC's corpora, which are "
+        "not here.",
         found,
         why,
     )
