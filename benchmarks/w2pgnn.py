@@ -474,8 +474,8 @@ def beside(content: dict[str, Any]) -> Beside:
     return Beside(
         rows,
         "The reference has one seed, and the noise floor of two sets as large as the target, where ours is "
-        "of its halves. The paper's figures are others' readings of it, for ZINC and GCC's corpora, which are "
-        "not here.",
+        "of its halves. The paper's figures are others' readings of it, for ZINC and GCC's corpora, which "
+        "are not here.",
         found,
         why,
     )
