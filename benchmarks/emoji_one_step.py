@@ -5,7 +5,8 @@
 one step, and for the student. "speed": images a second of student and teacher, in turn. "negative": pairs of
 a prompt and of what should not be there, 48 images each, on the student in one step and on the teacher in
 four: the share of images in which `emoji-evaluator` still finds it, and the mean cosine to the prompt.
-"kappa": students of 500 steps with the range of PG-SB and with SwiftBrush's fixed 4.5, by seed.
+"kappa": students of 500 steps with the range of PG-SB, with SwiftBrush's fixed 4.5, and with PG-SB's range
+and NASA-T, by seed; then the two of PG-SB under negative prompts, with NASA and without.
 
     python benchmarks/emoji_one_step.py [--parts quality speed negative kappa] [--student emoji-one-step]
 """
@@ -13,6 +14,7 @@ four: the share of images in which `emoji-evaluator` still finds it, and the mea
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -24,10 +26,12 @@ from _tables import head, number, spread, table
 from diffusers import UNet2DConditionModel
 
 from dmkit import data, zoo
+from dmkit.data.scenes import concepts
 from dmkit.distillation.configure import distil, parse
 from dmkit.evaluation import Reference, load_evaluator, quality
 from dmkit.guidance import NASA
 from dmkit.images import grid, save_png, side_by_side
+from dmkit.metrics import describe, pairwise_diversity
 from dmkit.metrics.erasure import concept_share
 from dmkit.sampling import generate
 from dmkit.schedulers.registry import build
@@ -57,14 +61,28 @@ PAIRS = (
     ("a fox on a yellow background", "yellow background", "yellow background"),
     ("a penguin and a key", "a key", "key"),
 )
+VARIED = (
+    "a cat",
+    "a heart",
+    "a car",
+    "a house",
+    "a rocket and a star",
+    "a fish in noto style",
+)  # 16 seeds each
 THERE = 0.3  # Means are over pairs whose thing is seen in so many images without steering: else none can go.
 SCALES = {"nasa": (0.1, 0.2, 0.3, 0.4), "nag": (0.75, 1.5, 3.0)}
-# Seeds, steps and pictures of the students that are trained to compare kappas.
+# Students of a small budget. NASA-T draws from the judge's words; at scales near 1, the paper's for Stable
+# Diffusion, nothing of the prompt is left on this model.
+STUDENTS = ROOT / "outputs" / "kappa"
+NEGATIVES = STUDENTS / "negatives.txt"
+PLAIN, STEERED = "pg-sb, 0.5 to 4", "pg-sb with NASA-T"
 KAPPAS = {
-    "pg-sb, 0.5 to 4": ["--kappa", "0.5", "4.0"],
+    PLAIN: ["--kappa", "0.5", "4.0"],
     "fixed 4.5": ["--method", "swiftbrush", "--kappa", "4.5"],
+    STEERED: ["--kappa", "0.5", "4.0", "--negative_prompts_file", str(NEGATIVES), "--nasa_scale", "0", "0.5"],
 }
 STEPS_OF_KAPPA, EVERY = 500, 125
+NASA_SCALES = (0.0, 0.2, 0.3, 0.4)
 
 
 def few(pipe: Any) -> Any:
@@ -105,6 +123,20 @@ def measure_quality(cells: Cells, teacher: Any, student: Any, evaluator: Any) ->
                 ),
             )
         captions = data.load("emoji", split="test").captions[:SAMPLES]
+        cells.once(
+            f"variety/{name}",
+            lambda p=pipe, s=scheduler, n=steps, g=scale: round(
+                statistics.mean(
+                    pairwise_diversity(
+                        describe(
+                            generate(p, s, n, range(16), prompt=prompt, guidance_scale=g), reference.extractor
+                        ).features
+                    )
+                    for prompt in VARIED
+                ),
+                3,
+            ),
+        )
         cells.once(
             f"distance/{name}",
             lambda p=pipe, s=scheduler, n=steps, g=scale, c=captions: quality(
@@ -183,43 +215,64 @@ def measure_negative(cells: Cells, teacher: Any, student: Any, evaluator: Any) -
 
 
 def measure_kappa(cells: Cells, teacher: Any, evaluator: Any, seeds: list[int]) -> None:
-    """Prompt score and Fréchet distance along the training of small budgets."""
+    """Prompt score and Fréchet distance along the training of small budgets; then what NASA-T is worth."""
     captions = data.load("emoji", split="test").captions
     reference = Reference.load("emoji:test", teacher)
-    for seed in seeds:
-        for name, flags in KAPPAS.items():
-            folder = ROOT / "outputs" / "kappa" / f"{'-'.join(name.split())}-{seed}"
-            keys = [f"kappa/{name}/{step}/seed{seed}" for step in range(EVERY, STEPS_OF_KAPPA + 1, EVERY)]
-            if all(key in cells.read() for key in keys):
-                continue
-            budget = ["--max_train_steps", str(STEPS_OF_KAPPA), "--checkpointing_steps", str(EVERY)]
-            keep = ["--checkpoints_total_limit", "9", "--save_images_epochs", "0", "--seed", str(seed)]
-            distil(
-                *parse(
-                    ["--config", str(RECIPE), *flags, *budget, *keep, "--output_dir", str(folder)], "kappa"
-                )
+    NEGATIVES.parent.mkdir(parents=True, exist_ok=True)
+    NEGATIVES.write_text("\n".join(concepts()), encoding="utf-8")
+    for seed, (name, flags) in itertools.product(seeds, KAPPAS.items()):
+        folder = STUDENTS / f"{'-'.join(name.split())}-{seed}"
+        budget = ["--max_train_steps", str(STEPS_OF_KAPPA), "--checkpointing_steps", str(EVERY)]
+        keep = ["--checkpoints_total_limit", "9", "--save_images_epochs", "0", "--seed", str(seed)]
+        distil(
+            *parse(["--config", str(RECIPE), *flags, *budget, *keep, "--output_dir", str(folder)], "kappa")
+        )
+        student = zoo.load(str(folder))
+        student.set_progress_bar_config(disable=True)
+        for step in range(EVERY, STEPS_OF_KAPPA + 1, EVERY):
+            student.unet = UNet2DConditionModel.from_pretrained(folder / f"checkpoint-{step}" / "student_ema")
+            cells.once(
+                f"kappa/{name}/{step}/seed{seed}",
+                lambda s=student: quality(
+                    s,
+                    s.scheduler,
+                    1,
+                    500,
+                    reference,
+                    metrics=("frechet", "prompt_score"),
+                    seed=4_000_000,
+                    prompt=captions[:500],
+                    evaluator=evaluator,
+                    guidance_scale=1.0,
+                ),
             )
-            student = zoo.load(str(folder))
-            student.set_progress_bar_config(disable=True)
-            for step, key in zip(range(EVERY, STEPS_OF_KAPPA + 1, EVERY), keys, strict=True):
-                student.unet = UNet2DConditionModel.from_pretrained(
-                    folder / f"checkpoint-{step}" / "student_ema"
+        if name in (PLAIN, STEERED):
+            measure_nasa_t(cells, student, evaluator, f"{name}/seed{seed}")
+
+
+def measure_nasa_t(cells: Cells, student: Any, evaluator: Any, name: str) -> None:
+    """All pairs under NASA, on a student that was trained with NASA-T or without."""
+    for scale in NASA_SCALES:
+
+        def steered(scale: float = scale) -> dict[str, float]:
+            found = []
+            for prompt, negative, concept in PAIRS:
+                nasa = NASA(student, scale)
+                images = generate(
+                    student,
+                    student.scheduler,
+                    1,
+                    range(EACH),
+                    prompt=prompt,
+                    negative_prompt=negative,
+                    call=nasa,
                 )
-                cells.once(
-                    key,
-                    lambda s=student: quality(
-                        s,
-                        s.scheduler,
-                        1,
-                        500,
-                        reference,
-                        metrics=("frechet", "prompt_score"),
-                        seed=4_000_000,
-                        prompt=captions[:500],
-                        evaluator=evaluator,
-                        guidance_scale=1.0,
-                    ),
-                )
+                score = float(evaluator.score(images, [prompt] * EACH).mean())
+                found.append((concept_share(evaluator, images, concept), score))
+            seen, scores = zip(*found, strict=True)
+            return {"still_seen": list(seen), "prompt_score": list(scores)}
+
+        cells.once(f"nasa-t/{name}/{scale:g}", steered)
 
 
 def picture(teacher: Any, student: Any, folder: Path) -> None:
@@ -258,7 +311,8 @@ def render(content: dict[str, Any]) -> str:
     text = head(content, "One step: the student of `emoji`")
     text += (
         "Prompts are captions of compositions that training saw, and of such that it never saw; distances "
-        "are of EfficientNet-Lite0 features, not FID.\n\n"
+        "are of EfficientNet-Lite0 features, not FID; variety is the mean distance of two images of a prompt "
+        f"from different seeds, over {len(VARIED)} prompts.\n\n"
     )
     rows = []
     for key in cells:
@@ -267,8 +321,10 @@ def render(content: dict[str, Any]) -> str:
             seen, unseen = (cells.get(f"quality/{name}/{split}", {}) for split in ("test", "unseen"))
             figures = [seen.get("prompt_score"), seen.get("retrieval_top1"), seen.get("retrieval_top5")]
             more = [unseen.get("prompt_score"), unseen.get("retrieval_top5"), cells[key][FRECHET]]
+            more.append(cells.get(f"variety/{name}"))
             rows.append([name, *(number(value) for value in figures + more)])
-    columns = ["prompt score", "top-1", "top-5", "unseen: prompt score", "unseen: top-5", "Fréchet distance"]
+    unseen_columns = ["unseen: prompt score", "unseen: top-5"]
+    columns = ["prompt score", "top-1", "top-5", *unseen_columns, "Fréchet distance", "variety"]
     text += table(["", *columns], rows) + "\n"
     text += "![The same prompts and seeds](emoji_one_step.png)\n\n"
     if "speed" in cells:
@@ -276,17 +332,84 @@ def render(content: dict[str, Any]) -> str:
         text += "## Speed\n\nThe teacher's 20 guided steps and the student's one, in turn.\n\n"
         text += table(["", *names], [[k, *map(number, v.values())] for k, v in cells["speed"].items()]) + "\n"
     text += negative_tables(cells)
-    found: dict[str, dict[int, list[float]]] = {}
+    return text + kappa_table(cells) + nasa_t_table(cells)
+
+
+def kappa_curves(cells: dict[str, Any]) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """{figure: {student: {step: values by seed}}}."""
+    found: dict[str, dict[str, dict[int, list[float]]]] = {"prompt_score": {}, FRECHET: {}}
     for key, figures in cells.items():
         if key.startswith("kappa/"):
             _, name, step, _ = key.split("/")
-            for what in ("prompt_score", FRECHET):
-                found.setdefault(f"{name}: {what}", {}).setdefault(int(step), []).append(figures[what])
-    if found:
-        steps = sorted(next(iter(found.values())))
-        text += "## Kappa\n\nStudents along their training, by steps; seeds together.\n\n"
-        text += table(["", *map(str, steps)], [[k, *(spread(v[s]) for s in steps)] for k, v in found.items()])
-    return text
+            for what, by_name in found.items():
+                by_name.setdefault(name, {}).setdefault(int(step), []).append(figures[what])
+    return found
+
+
+def kappa_table(cells: dict[str, Any]) -> str:
+    curves = kappa_curves(cells)
+    steps = [EVERY * k for k in range(1, STEPS_OF_KAPPA // EVERY + 1)]
+    rows = [
+        [f"{name}: {what}", *(spread(by_step[s]) if s in by_step else "" for s in steps)]
+        for what, by_name in curves.items()
+        for name, by_step in by_name.items()
+    ]
+    if not rows:
+        return ""
+    text = "## Kappa\n\nStudents along their training, by steps; seeds together.\n\n"
+    return text + table(["", *map(str, steps)], rows) + "\n![The same](emoji_one_step_kappa.png)\n\n"
+
+
+def nasa_t_table(cells: dict[str, Any]) -> str:
+    """Means over the pairs whose thing is there without steering, for each seed."""
+    rows = []
+    for key, plain in cells.items():
+        if key.startswith("nasa-t/") and key.endswith("/0"):
+            there = [k for k, share in enumerate(plain["still_seen"]) if share >= THERE]
+            at = [cells.get(f"{key[:-1]}{scale:g}") for scale in NASA_SCALES]
+            _, name, seed, _ = key.split("/")
+            means = [
+                "{:.2f} ({:.3f})".format(
+                    *(statistics.mean(f[what][k] for k in there) for what in ("still_seen", "prompt_score"))
+                )
+                if f
+                else ""
+                for f in at
+            ]
+            rows.append([name, seed.removeprefix("seed"), str(len(there)), *means])
+    if not rows:
+        return ""
+    text = (
+        "## NASA-T\n\nStudents of the same budget, trained with negative prompts (scales 0 to 0.5) and "
+        "without, sampled with NASA at a scale: the share that still shows the thing (cosine to the prompt), "
+        f"over the pairs that show it in {THERE:.0%} of the images without steering.\n\n"
+    )
+    return text + table(["student", "seed", "pairs", *(f"NASA {s:g}" for s in NASA_SCALES)], rows)
+
+
+def plot_kappa(cells: dict[str, Any], path: Path) -> None:
+    """Both figures along training: means of seeds, the band between the lowest and the highest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    curves = kappa_curves(cells)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    titles = ("mean cosine to the prompt", "Fréchet distance (EfficientNet-Lite0)")
+    for axis, by_name, title in zip(axes, curves.values(), titles, strict=True):
+        for name, by_step in by_name.items():
+            steps, values = list(by_step), list(by_step.values())
+            order = sorted(range(len(steps)), key=steps.__getitem__)
+            x = [steps[k] for k in order]
+            (line,) = axis.plot(x, [statistics.mean(values[k]) for k in order], marker="o", label=name)
+            low, high = [min(values[k]) for k in order], [max(values[k]) for k in order]
+            axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
+        axis.set(title=title, xlabel="steps")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def negative_tables(cells: dict[str, Any]) -> str:
@@ -343,6 +466,7 @@ def main() -> None:
         measure_negative(cells, teacher, student, evaluator)
     if "kappa" in arguments.parts:
         measure_kappa(cells, teacher, evaluator, arguments.seeds)
+        plot_kappa(cells.read(), RESULTS / "emoji_one_step_kappa.png")
 
 
 if __name__ == "__main__":
