@@ -16,6 +16,18 @@ from torch import Tensor
 from .functions import State
 
 
+def pack(state: State, samples: int, variance: float) -> dict[str, Tensor]:
+    """What a client sends after a round: its network, its number of rows, the variance of its features."""
+    about = torch.tensor([float(samples), variance], dtype=torch.float64)
+    return {**{f"w.{name}": value for name, value in state.items()}, "about": about}
+
+
+def unpack(message: State) -> tuple[dict[str, Tensor], float, float]:
+    """The arguments of `pack`."""
+    samples, variance = message["about"].tolist()
+    return {name[2:]: value for name, value in message.items() if name != "about"}, samples, variance
+
+
 class Exchange:
     """All clients and the server in this process.
 

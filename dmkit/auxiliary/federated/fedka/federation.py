@@ -24,7 +24,7 @@ from ....errors import TrainingError
 from ....training.arguments import TrainingArguments
 from ....training.randomness import DataOrder, derive_seed
 from ....training.trainer import Step, Task, Trainer
-from .exchange import Exchange
+from .exchange import Exchange, pack, unpack
 from .functions import ramp, reverse_gradient
 from .mmd import MultiKernelMMD
 from .server import Labelled, Server
@@ -207,19 +207,12 @@ class Federation(Task):
                     "classification more steps."
                 )
             state = self.modules[f"client{k}"].state_dict()
-            about = torch.tensor([float(len(inputs)), share], dtype=torch.float64)
-            sent[k] = {**{f"w.{name}": value for name, value in state.items()}, "about": about}
+            sent[k] = pack(state, len(inputs), share)
         collected = self.exchange.collect(sent, self.count)
         start: Mapping[str, Tensor] = self.modules["global"].state_dict()  # of these shapes, elsewhere
         if self.server is not None and collected is not None:
-            states = [
-                {name[2:]: value for name, value in one.items() if name != "about"} for one in collected
-            ]
-            samples, variance = zip(*(one["about"].tolist() for one in collected), strict=True)
-            base, report = self.server.end_round(number, states, samples)
-            start = self.server.served.state_dict() if self._settings.feedback else base
-            size = sum(value.numel() * value.element_size() for value in base.values())
-            self.history.append({**report, "variance": list(variance), "bytes": 2 * self.count * size})
+            start, report = self.server.meet(number, *zip(*map(unpack, collected), strict=True))
+            self.history.append(report)
         start = self.exchange.spread(start)
         for module in self.modules.values():
             module.load_state_dict(start)
@@ -270,7 +263,7 @@ def federate(
         warnings.warn("Labels of the site were given; they are not used.", stacklevel=2)
         target = target[0]
     own = {k: clients[k] for k in exchange.own(len(clients))}
-    _check(network, own, len(clients), target, settings, training)
+    check_federation(network, own, len(clients), target, settings, training)
     server = None
     if exchange.rank == 0:
         size, seed = training.train_batch_size, training.seed
@@ -288,7 +281,7 @@ def federate(
     return task
 
 
-def _check(
+def check_federation(
     network: nn.Module,
     own: Mapping[int, Labelled],
     count: int,
@@ -296,6 +289,11 @@ def _check(
     settings: Settings,
     training: TrainingArguments,
 ) -> None:
+    """What `federate` asks of its arguments; `own` are the clients of this process, of `count` in all.
+
+    Raises:
+        ValueError: as `federate`.
+    """
     if settings.voting and count < 2:
         raise ValueError(f"Voting needs two clients or more, not {count}.")
     if not len(target):

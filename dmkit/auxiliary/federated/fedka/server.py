@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -52,6 +52,22 @@ class Server:
         self.target = self.target.to(device)
         if self.test is not None:
             self.test = (self.test[0].to(device), self.test[1].to(device))
+
+    def meet(
+        self, number: int, states: Sequence[State], samples: Sequence[float], variance: Sequence[float]
+    ) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """What clients start the next round from, and the round's entry in the history.
+
+        Args:
+            number: rounds done, from 1.
+            states: the clients' networks.
+            samples: the clients' numbers of rows.
+            variance: of the clients' features, over that at the start.
+        """
+        base, report = self.end_round(number, states, samples)
+        size = sum(value.numel() * value.element_size() for value in base.values())
+        report |= {"variance": list(variance), "bytes": 2 * len(states) * size}
+        return self.served.state_dict() if self.settings.feedback else base, report
 
     def end_round(
         self, number: int, states: Sequence[State], samples: Sequence[float]

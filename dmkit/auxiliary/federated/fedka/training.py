@@ -3,7 +3,8 @@
     python scripts/train_auxiliary.py --config scripts/recipes/fedka.yaml
 
 With `--processes 2` every process is started by hand, with a `--rank` of its own and the first one's
-`--address`; the clients are shared among them, and the result is that of one process.
+`--address`; the clients are shared among them, and the result is that of one process. With `--transport
+flower`, too, where the first process is the server alone, and each other one a client.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .server import Labelled
 from .settings import Settings
 
 DATA = {"shifted": SHIFTS, "family": FAMILY}
+TRANSPORTS = ("gloo", "flower")
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Arguments:
     feedback: bool = field(default=False, metadata=hint("Send clients what voting made."))
     weighting: str = field(default="uniform", metadata=hint("Weights of clients: uniform or samples."))
     processes: int = field(default=1, metadata=hint("Processes that the clients are shared among."))
+    transport: str = field(default="gloo", metadata=hint("Between processes: gloo or flower (an extra)."))
     rank: int = field(default=0, metadata=hint("This process, from 0."))
     address: str = field(default="127.0.0.1:29571", metadata=hint("HOST:PORT of the first process."))
 
@@ -62,6 +65,15 @@ class Arguments:
             raise ValueError(
                 f"--clients is {self.clients}; it must be a multiple of {domains}, one domain each."
             )
+        if self.transport not in TRANSPORTS:
+            raise unknown_name("--transport", self.transport, TRANSPORTS)
+        if self.transport == "flower" and self.processes != self.clients + 1:
+            raise ValueError(
+                f"--transport flower has a process for the server and one for each client: --processes "
+                f"{self.clients + 1} for {self.clients} clients, not {self.processes}."
+            )
+        if not 0 <= self.rank < self.processes:
+            raise ValueError(f"--rank is {self.rank}; it must be 0 to {self.processes - 1}.")
         self.settings()
 
     def settings(self) -> Settings:
@@ -89,16 +101,40 @@ def run(arguments: Arguments, training: TrainingArguments) -> dict[str, Any]:
     widths = (64, 128, 64) if arguments.data == "shifted" else (256, 128, 64)
     torch.manual_seed(training.seed)
     network = DomainNet(widths)
+    if arguments.rank:
+        # In place, so that what the script writes goes there, too.
+        training.output_dir = str(Path(training.output_dir) / f"process-{arguments.rank}")
+    if arguments.transport == "flower":
+        return _flower(arguments, training, network, clients, target, test)
     exchange = Exchange()
     if arguments.processes > 1:
         exchange = GlooExchange(arguments.address, arguments.rank, arguments.processes)
-        if arguments.rank:
-            # In place, so that what the script writes goes there, too.
-            training.output_dir = str(Path(training.output_dir) / f"process-{arguments.rank}")
     try:
         task = federate(
             network, clients, target, arguments.settings(), training, test=test, exchange=exchange
         )
     finally:
         exchange.close()
-    return {**task.history[-1], "history": task.history} if task.history else {}
+    return _figures(task.history)
+
+
+def _flower(
+    arguments: Arguments,
+    training: TrainingArguments,
+    network: DomainNet,
+    clients: list[Labelled],
+    target: torch.Tensor,
+    test: Labelled,
+) -> dict[str, Any]:
+    from ..flower import join, serve
+
+    settings, common = arguments.settings(), {"clients": len(clients), "address": arguments.address}
+    if arguments.rank == 0:
+        return _figures(serve(network, target, settings, training, test=test, **common).history)
+    k = arguments.rank - 1
+    join(network, clients[k], target, settings, training, client=k, **common)
+    return {}
+
+
+def _figures(history: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**history[-1], "history": history} if history else {}
