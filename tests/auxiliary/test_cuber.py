@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dmkit.auxiliary.continual.cuber import CUBER, GPM, TRGP, learn
+from dmkit.auxiliary.continual.cuber.pools import extended
 from dmkit.auxiliary.continual.cuber.scaling import ScaledNetwork
 from dmkit.data import Rows
-from dmkit.training.subspaces import matrix
+from dmkit.training.subspaces import InputSpan, matrix
+from dmkit.training.trainer import Trainer
 
 
 def two_tasks(tmp_path, learner_of, sign=1, seed=0, reg_steps=400):
@@ -155,6 +157,72 @@ def test_pools_are_orthonormal_and_hold_every_task(tmp_path):
         assert held == set(range(pool.shape[1]))
         for t, task in enumerate(learner.tasks):
             assert torch.equal(learner.subspace(name, t), pool[:, task.columns[name]])
+
+
+@pytest.mark.parametrize("energy", [0.7, 0.9, 0.999])
+def test_every_basis_keeps_its_share_of_the_tasks_energy(energy, tmp_path, monkeypatch):
+    """At the end of all tasks, with the columns that the pool has then."""
+    seen = []
+
+    def watched(pool, span, share):
+        seen.append((span, share))
+        return extended(pool, span, share)
+
+    monkeypatch.setattr("dmkit.auxiliary.continual.cuber.gpm.extended", watched)
+    _, learner = three_tasks(tmp_path, lambda m: CUBER(m, energy=energy, energy_step=0.0003))
+    pairs = [(t, name) for t in range(3) for name in learner.layers]
+    assert len(seen) == len(pairs)
+    for (t, name), (span, share) in zip(pairs, seen, strict=True):
+        assert share == pytest.approx(energy + 0.0003 * t)
+        basis = learner.subspace(name, t)
+        assert span.energies(basis).sum() >= (share - 1e-6) * span.total()
+        # Its weakest direction is not one too many.
+        weakest = span.energies(basis).min()
+        assert span.energies(basis).sum() - weakest < share * span.total()
+
+
+def test_a_pool_in_float32_does_not_drift():
+    """New directions are made orthogonal, in float64, to the pool as it is stored; so nothing adds up."""
+    generator = torch.Generator().manual_seed(0)
+    shared, pool = torch.randn(3, 64, generator=generator), torch.zeros(64, 0)
+    for _ in range(60):
+        span = InputSpan()
+        span.add(
+            torch.randn(50, 3, generator=generator) @ torch.randn(3, 64, generator=generator)
+            + torch.randn(50, 3, generator=generator) @ shared
+        )
+        pool, columns = extended(pool, span, 0.97)
+        assert span.energies(pool[:, columns]).sum() >= (0.97 - 1e-6) * span.total()
+    assert pool.dtype == torch.float32
+    assert pool.shape[1] > 50
+    gram = pool.double().T @ pool.double()
+    assert (gram - torch.eye(len(gram))).abs().max() < 1e-7
+
+
+def test_two_halves_of_a_batch_are_one_step(tmp_path):
+    """The test of regimes, the penalty and the projection come once, at the accumulated gradient."""
+    ends = []
+    for halves in (1, 2):
+        torch.manual_seed(0)
+        model = Convolving()
+        learner = CUBER(model, heads=["heads"], energy=0.9, eps1=0.1, reg_weight=0.3)
+        sgd = {"sgd_momentum": 0.9, "sgd_weight_decay": 0.01}
+        learn(Regression(model), pictures(0), arguments(tmp_path / f"{halves}-0", **sgd), learner)
+        before, task = [p.detach().clone() for p in model.parameters()], Regression(model)
+        guarded, rule = learner.begin_task(task, [pictures(0).columns])
+        batch = {
+            "train_batch_size": 20 // halves,
+            "gradient_accumulation_steps": halves,
+            "max_train_steps": 4,
+        }
+        Trainer(guarded, pictures(0), arguments(tmp_path / f"{halves}-1", **sgd, **batch), rule=rule).train()
+        assert rule._steps == 4
+        moved = [p.detach() - q for p, q in zip(model.parameters(), before, strict=True)]
+        ends.append((moved, rule.still_open()))
+    assert ends[0][1] == ends[1][1] != {}
+    for one, two in zip(ends[0][0], ends[1][0], strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-4)
+    assert max(change.abs().max() for change in ends[0][0]) > 1e-3
 
 
 @settings(max_examples=60, deadline=None)
