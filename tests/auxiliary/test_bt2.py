@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from dmkit.auxiliary.retrieval.bt2 import (
     BT2Loss,
     BT2Output,
     EmbeddingHead,
+    GalleryIndex,
     PseudoClassifier,
     Rotation,
     compatibility,
@@ -25,6 +27,7 @@ from dmkit.auxiliary.retrieval.bt2 import (
     unit_rows,
 )
 from dmkit.auxiliary.retrieval.bt2.head import head_parameters
+from dmkit.errors import MissingExtraError
 
 
 def head(seed: int = 0, **changes) -> BasisTransformationHead:
@@ -324,3 +327,53 @@ def test_compatibility_of_perfect_and_of_foreign_spaces():
     assert found["old/old"] == found["new/old"] == {"top1": 1.0, "map": 1.0, "queries": 60.0}
     foreign = torch.cat([torch.eye(3)[(labels + 1) % 3], torch.randn(60, 2)], dim=1)
     assert compatibility(old, foreign, labels)["new/old"]["top1"] == 0.0
+
+
+# The index
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "ball_tree", "kd_tree", "brute"])
+def test_the_index_finds_what_all_products_say(algorithm):
+    """Old vectors, new ones, and queries of either kind; lengths of the gallery's vectors differ."""
+    pytest.importorskip("sklearn")
+    torch.manual_seed(0)
+    old, new = F.normalize(torch.randn(90, 6), dim=1), 3 * torch.randn(90, 10)
+    for gallery in (old, new):
+        index = GalleryIndex(gallery, lengths=(6, 10), algorithm=algorithm)
+        for query in (torch.randn(40, 6), torch.randn(40, 10)):
+            scores, places = index.search(query, k=7)
+            exact = compatible_scores(query.double(), gallery.double()).topk(7, dim=1)
+            assert torch.equal(places, exact.indices)
+            torch.testing.assert_close(scores, exact.values, atol=1e-12, rtol=1e-12)
+
+
+def test_the_index_has_the_top_k_of_the_evaluation():
+    pytest.importorskip("sklearn")
+    torch.manual_seed(1)
+    labels = torch.arange(60) % 4
+    old = F.normalize(torch.randn(60, 5) + F.one_hot(labels, 5), dim=1)
+    new = torch.randn(60, 8) + F.one_hot(labels, 8)
+    found = compatibility(old, new, labels, topk=(1, 5))["new/old"]
+    _, places = GalleryIndex(old).search(new, k=6)
+    hits = []
+    for item, row in enumerate(places.tolist()):
+        others = [labels[other] == labels[item] for other in row if other != item][:5]
+        hits.append([others[0], any(others)])
+    top = torch.tensor(hits).double().mean(0).tolist()
+    assert top == pytest.approx([found["top1"], found["top5"]])
+
+
+def test_what_the_index_refuses(monkeypatch):
+    pytest.importorskip("sklearn")
+    with pytest.raises(ValueError, match=r"rows of finite numbers, \(G, d\), not of \(3,\)"):
+        GalleryIndex(torch.ones(3))
+    with pytest.raises(ValueError, match="rows of finite numbers"):
+        GalleryIndex(torch.full((2, 2), math.nan))
+    index = GalleryIndex(torch.eye(4), lengths=(4, 8))
+    with pytest.raises(ValueError, match="k is 1 to 4, the items of the gallery, not 5"):
+        index.search(torch.eye(4), k=5)
+    with pytest.raises(ValueError, match="No model of this chain has vectors of length 3"):
+        index.search(torch.ones(1, 3))
+    monkeypatch.setitem(sys.modules, "sklearn.neighbors", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dmkit\[metrics\]'"):
+        GalleryIndex(torch.eye(2))

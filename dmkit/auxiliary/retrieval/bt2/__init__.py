@@ -5,10 +5,11 @@ ICCV 2023, arXiv 2211.03989.
     from dmkit.auxiliary.retrieval.bt2 import BasisTransformationHead, BT2Loss, PseudoClassifier
 
 `head` has the network's last part, `losses` what it is trained on, `scoring` how its vectors are compared,
-`tasks` and `training` the training.
+`index` a gallery that is searched, `tasks` and `training` the training.
 """
 
 from .head import BasisTransformationHead, BT2Output, EmbeddingHead, Rotation
+from .index import GalleryIndex
 from .losses import BCTLoss, BT2Loss, PseudoClassifier
 from .scoring import compatibility, compatible_scores, mixed_scores, pad_to, unit_rows
 from .tasks import Encoder, EncoderTask, build_targets
@@ -21,6 +22,7 @@ __all__ = [
     "EmbeddingHead",
     "Encoder",
     "EncoderTask",
+    "GalleryIndex",
     "PseudoClassifier",
     "Rotation",
     "build_targets",
