@@ -9,7 +9,12 @@ from dmkit._files import load_json
 from dmkit.data.corruptions import NAMES, parameters
 
 ROOT = Path(__file__).parents[2]
-METHODS = ("ibcl", "rws", "bt2", "biper", "ef21w")
+METHODS = (
+    *("ibcl", "rws", "bt2", "biper", "ef21w"),
+    *("forwardgnn", "w2pgnn", "dbpm", "eeg_transfer", "fedka"),
+)
+# What some benchmarks import at their head.
+NEEDS = {"forwardgnn": "torch_geometric", "w2pgnn": "ot", "eeg_transfer": "mne"}
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +26,7 @@ def rendering():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_tables_beside_the_paper_are_rendered(name, rendering):
+    pytest.importorskip(NEEDS.get(name, "torch"))
     content = load_json(ROOT / "docs" / "results" / f"{name}.json")
     found = importlib.import_module(name).beside(content)
     assert rendering.block(found) in (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8")
@@ -29,6 +35,20 @@ def test_the_tables_beside_the_paper_are_rendered(name, rendering):
 def test_a_bar_without_a_sentence_is_refused(rendering):
     with pytest.raises(ValueError, match="do not go together: asked"):
         rendering.Beside([], "", {"asked": (1, True)}, {}).text()
+
+
+def test_a_third_answer_is_said_as_it_is(rendering):
+    bars = {"a": (1, True), "b": (0, False), "c": (0.1, "not shown")}
+    text = rendering.Beside([], "", bars, dict.fromkeys(bars, "why")).text()
+    assert [line.split(" | ")[2] for line in text.splitlines()[-3:]] == ["met", "**missed**", "not shown"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([2.0, 3.0, 2.5], True), ([0.1, 3.0, -2.0], "in doubt"), ([-1.0, 0.5], False), ([1.0], True)],
+)
+def test_a_difference_within_its_deviation_is_in_doubt(values, expected, rendering):
+    assert importlib.import_module("_tables").beyond(values, "in doubt") == expected
 
 
 def test_a_page_without_marks_is_refused(rendering, tmp_path, monkeypatch):
