@@ -128,7 +128,8 @@ def _flower(
 ) -> dict[str, Any]:
     from ..flower import join, serve
 
-    settings, common = arguments.settings(), {"clients": len(clients), "address": arguments.address}
+    settings = arguments.settings()
+    common: dict[str, Any] = {"clients": len(clients), "address": arguments.address}
     if arguments.rank == 0:
         return _figures(serve(network, target, settings, training, test=test, **common).history)
     k = arguments.rank - 1
