@@ -42,7 +42,9 @@ def few(values: Sequence[float], digits: int = 3) -> str:
 
 
 def beyond(values: Sequence[float], doubt: str) -> bool | str:
-    """Whether a difference is above 0; where it is by no more than its deviation over seeds, `doubt`."""
+    """Whether a difference is above 0; where it is by no more than its deviation over seeds, or of one seed,
+    `doubt`.
+    """
     mean = statistics.mean(values)
     if mean > 0 and not (len(values) > 1 and mean > statistics.stdev(values)):
         return doubt
