@@ -233,6 +233,13 @@ def emoji_quality(content: dict[str, Any]) -> str:
     return text
 
 
+def scalelong_controlled(content: dict[str, Any]) -> str:
+    return (
+        generic(content, "ScaleLong controlled")
+        + "\n![Losses, growth, sensitivity](scalelong_controlled.png)\n"
+    )
+
+
 def snoopi_controlled(content: dict[str, Any]) -> str:
     """The summaries; the curves are in the plot."""
     cells = content["cells"]
@@ -309,6 +316,7 @@ def main() -> None:
     special = {
         "emoji_erasing": emoji_erasing,
         "snoopi_controlled": snoopi_controlled,
+        "scalelong_controlled": scalelong_controlled,
         "training_latents": training_latents,
         "time_shift_fashion": time_shift_fashion,
         "bdia_fashion": bdia_fashion,

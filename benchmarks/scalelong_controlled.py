@@ -13,7 +13,7 @@ changes in a resnet whose first 64 channels are the backbone's, and what cs chan
 networks. "cost/…": training steps with and without scaling in turn, in one process; medians of the ratios of
 process time.
 
-    python benchmarks/scalelong_controlled.py [digits] [theorem] [norm] [cost]     (ten minutes on a core)
+    python benchmarks/scalelong_controlled.py [digits] [theorem] [norm] [cost] [plot]    (ten minutes)
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from statistics import mean, median, quantiles, stdev
 from typing import Any
 
 import torch
-from _results import Cells
+from _results import RESULTS, Cells
+from _tables import seed_dots
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.resnet import ResnetBlock2D
@@ -352,6 +353,38 @@ def unets() -> dict[str, nn.Module]:
     return {"none": unet(), **{mode: make() for mode, make in modes.items()}}
 
 
+def plot(cells: dict[str, Any]) -> None:
+    """Losses by seed; growth of random networks beside theorem 1; how far sensitivity and gradient fall."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
+    found = {name: cells[f"digits/N={PAIRS}/{name}"] for name in MODES}
+    losses = {name: figures["loss"] for name, figures in found.items()}
+    seed_dots(axes[0], losses, f"{PAIRS} skips, {SHORT} steps", "loss")
+    theorem = {key.partition("/")[2]: c for key, c in cells.items() if key.startswith("theorem/")}
+    for name, c in theorem.items():
+        axes[1].errorbar(c["theorem"], c["measured"], 2 * c["standard_error"], fmt="o", capsize=4, label=name)
+    ends = [min(c["theorem"] for c in theorem.values()), max(c["theorem"] for c in theorem.values())]
+    axes[1].plot(ends, ends, color="black", linewidth=1)
+    axes[1].set(title="random networks, 6 skips", xlabel="1 + Σκ² (theorem 1)", ylabel="measured ‖h₀‖²/‖x‖²")
+    axes[1].legend(fontsize=8)
+    for name, figures in found.items():
+        axes[2].scatter(figures["start_gradient"], figures["start_sensitivity"])
+        axes[2].annotate(
+            name,
+            (figures["start_gradient"], figures["start_sensitivity"]),
+            (4, 4),
+            textcoords="offset points",
+        )
+    axes[2].set(title="before training", xlabel="norm of the gradient", ylabel="sensitivity to input noise")
+    axes[2].margins(0.2)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "scalelong_controlled.png", dpi=110)
+
+
 def main() -> None:
     parts = sys.argv[1:] or ["digits", "theorem", "norm", "cost"]
     torch.set_num_threads(1)
@@ -377,6 +410,8 @@ def main() -> None:
     if "cost" in parts:
         cells.once("cost/unet", lambda: cost(unets()))
         cells.once("cost/uvit", lambda: cost({mode: uvit(mode) for mode in ("none", "cs", "ls")}))
+    if {"digits", "theorem", "plot"} & {*parts}:
+        plot(cells.read())
 
 
 if __name__ == "__main__":
