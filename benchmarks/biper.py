@@ -288,8 +288,8 @@ WHY = {
     "60 it stays above the reference's 0.095.",
     f"drop at binarisation falls with ω (rate {FIXED})": "At one rate only: at the rate that is best for "
     "each ω the order is lost.",
-    f"stage 2 regains half of the drop or more, ω = 20 (rate {FIXED})": "Recalibrating batch norms and scales "
-    "regains half of it, without any training.",
+    f"stage 2 regains half of the drop or more, ω = 20 (rate {FIXED})": "Recalibrating batch norms and "
+    "scales regains half of it, without any training.",
     "ω = 60 at its best rate ≥ 90": "So do all other ways of training, the baseline too.",
     "best of BiPer at most 2 below best of STE, both tuned": "A quarter of a point ahead is within the "
     "spread of seeds: no gain over a tuned baseline is claimed.",
