@@ -289,7 +289,7 @@ def picture(teacher: Any, student: Any, folder: Path) -> None:
         sheets.append(grid(images, columns=6, scale=3))
     save_png(side_by_side(sheets, chosen), folder / "emoji_one_step.png")
     rows = []
-    for prompt, negative, _ in (PAIRS[1], PAIRS[4], PAIRS[6], PAIRS[-3]):
+    for prompt, negative, _ in (PAIRS[1], PAIRS[4], PAIRS[6], PAIRS[7]):
         rows.append(generate(student, student.scheduler, 1, range(6), prompt=prompt, guidance_scale=1.0))
         rows.append(
             generate(
