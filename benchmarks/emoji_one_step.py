@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from _results import RESULTS, Cells
-from _tables import head, number, spread, table
+from _tables import few, head, number, table
 from diffusers import UNet2DConditionModel
 
 from dmkit import data, zoo
@@ -85,7 +85,7 @@ STEPS_OF_KAPPA, EVERY = 500, 125
 NASA_SCALES = (0.0, 0.2, 0.3, 0.4)
 
 
-def few(pipe: Any) -> Any:
+def few_steps(pipe: Any) -> Any:
     """DDIM that starts at pure noise and ends at the image, for few steps."""
     return build("ddim", pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True)
 
@@ -94,10 +94,10 @@ def ways(teacher: Any, student: Any) -> dict[str, tuple[Any, Any, int, float]]:
     """What is compared: pipeline, scheduler, steps, guidance."""
     return {
         "teacher, 20 steps, guidance 3": (teacher, build("ddim", teacher.scheduler.config), 20, GUIDANCE),
-        "teacher, 4 steps, guidance 3": (teacher, few(teacher), 4, GUIDANCE),
-        "teacher, 4 steps": (teacher, few(teacher), 4, 1.0),
-        "teacher, 1 step, guidance 3": (teacher, few(teacher), 1, GUIDANCE),
-        "teacher, 1 step": (teacher, few(teacher), 1, 1.0),
+        "teacher, 4 steps, guidance 3": (teacher, few_steps(teacher), 4, GUIDANCE),
+        "teacher, 4 steps": (teacher, few_steps(teacher), 4, 1.0),
+        "teacher, 1 step, guidance 3": (teacher, few_steps(teacher), 1, GUIDANCE),
+        "teacher, 1 step": (teacher, few_steps(teacher), 1, 1.0),
         "student, 1 step": (student, student.scheduler, 1, 1.0),
     }
 
@@ -178,7 +178,7 @@ def measure_negative(cells: Cells, teacher: Any, student: Any, evaluator: Any) -
     """Each pair under each way to take something away; the last two prompts of a model fill a picture."""
     models = {
         "student, 1 step": (student, student.scheduler, 1),
-        "teacher, 4 steps": (teacher, few(teacher), 4),
+        "teacher, 4 steps": (teacher, few_steps(teacher), 4),
     }
     for model, (pipe, scheduler, steps) in models.items():
         for prompt, negative, concept in PAIRS:
@@ -350,13 +350,13 @@ def kappa_table(cells: dict[str, Any]) -> str:
     curves = kappa_curves(cells)
     steps = [EVERY * k for k in range(1, STEPS_OF_KAPPA // EVERY + 1)]
     rows = [
-        [f"{name}: {what}", *(spread(by_step[s]) if s in by_step else "" for s in steps)]
+        [f"{name}: {what}", *(few(by_step[s]) if s in by_step else "" for s in steps)]
         for what, by_name in curves.items()
         for name, by_step in by_name.items()
     ]
     if not rows:
         return ""
-    text = "## Kappa\n\nStudents along their training, by steps; seeds together.\n\n"
+    text = "## Kappa\n\nStudents along their training, by steps; mean and deviation over seeds.\n\n"
     return text + table(["", *map(str, steps)], rows) + "\n![The same](emoji_one_step_kappa.png)\n\n"
 
 
