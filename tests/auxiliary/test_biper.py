@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from dmkit.auxiliary.compression.biper import (
     wave,
 )
 from dmkit.auxiliary.compression.biper.training import BinaryClassificationTask, periodic_penalty
+from dmkit.data.digits import digit_tensors
 from dmkit.training.networks import MLP, ConvNet
 from dmkit.training.randomness import Draws
 from dmkit.training.trainer import Step
@@ -114,6 +116,87 @@ def test_half_precision_has_the_signs_of_float32():
 def test_bad_frequencies(omega):
     with pytest.raises(ValueError, match="positive, finite frequency or None"):
         binarize(convnet(), omega)
+
+
+# Inputs of one sign
+
+
+def digits(count: int = 64) -> torch.Tensor:
+    return digit_tensors(seed=0)[0][:count]
+
+
+def test_signs_behind_a_relu_are_told_at_once():
+    layers = r"features\.2, features\.5, features\.7"
+    told = rf"What enters {layers} comes from a ReLU and is never negative.*binarize_input=False"
+    with pytest.warns(UserWarning, match=told):
+        binarize(convnet())
+    nested = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sigmoid(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Dropout(), nn.Conv2d(4, 4, 1)),
+        nn.Conv2d(4, 4, 1),
+        nn.Sequential(nn.Hardtanh(), nn.Conv2d(4, 4, 1)),
+        nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)),
+        nn.Conv2d(4, 2, 1),
+    )
+    with pytest.warns(UserWarning, match=r"What enters 1\.1 comes from a Sigmoid and") as found:
+        binarize(nested)
+    assert len(found) == 1
+    assert found[0].filename == __file__
+
+
+def test_why_they_are():
+    """The output is the same for all pictures: each convolution sees ones, and zeros at the border."""
+    model = convnet()
+    with pytest.warns(UserWarning, match="never negative"):
+        binarize(model, pretrained=True)
+    found = model(digits())
+    torch.testing.assert_close(found, found[:1].expand_as(found))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_signs_behind_a_relu_are_told_at_the_first_pass(mode):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x):
+            return self.d(F.relu(self.c(F.relu(self.b(self.a(x))))))
+
+    torch.manual_seed(0)
+    model = Net().train(mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        binarize(model)
+    x = torch.randn(20, 8, generator=generator())
+    with pytest.warns(
+        UserWarning, match=r"The first input of c has one sign only.*binarize_input=False"
+    ) as found:
+        model(x)
+    assert len(found) == 1
+    with warnings.catch_warnings():  # and never again: no wait for the device in a step
+        warnings.simplefilter("error")
+        model(x)
+        one = BiPerLinear(nn.Linear(8, 8))
+        one(x[:1].abs())  # eight numbers may be positive by chance
+        copied = copy.deepcopy(model)
+        copied(x)
+
+
+@pytest.mark.parametrize("stage", ["real", "binary"])
+def test_outputs_differ_between_images(stage):
+    """With nothing but weights binary behind ReLU; and with both where activations have both signs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = convnet()
+        binarize(model, binarize_input=False, pretrained=True)
+        torch.manual_seed(0)
+        models = [model, BinaryResNet().eval()]
+        for one in models:
+            set_stage(one, stage, rescale=True)
+            found = one(digits())
+            assert found.unique(dim=0).shape == found.shape
+            assert (found.std(0) > 1e-3 * found.abs().mean()).all()
 
 
 # The layers
@@ -212,14 +295,17 @@ def test_weights_that_cannot_be_binary(value):
 
 def test_first_and_last_stay_real():
     model = convnet()
-    assert binarize(model) == ["features.2", "features.5", "features.7"]
+    weights = {"binarize_input": False}
+    assert binarize(model, **weights) == ["features.2", "features.5", "features.7"]
     assert type(model.features[0]) is nn.Conv2d
     assert type(model.head) is nn.Linear
-    assert binarize(convnet(), skip=()) == ["features.0", "features.2", "features.5", "features.7", "head"]
-    assert binarize(convnet(), skip=("features.0", "head", "features.7")) == ["features.2", "features.5"]
-    assert binarize(convnet(), layers=r"features\.[05]") == ["features.5"]
-    assert binarize(convnet(), layers=["head", "features.0"]) == ["head", "features.0"]
-    assert binarize(MLP((4, 5, 6, 3))) == ["layers.2"]
+    everything = ["features.0", "features.2", "features.5", "features.7", "head"]
+    assert binarize(convnet(), skip=(), **weights) == everything
+    named = ("features.0", "head", "features.7")
+    assert binarize(convnet(), skip=named, **weights) == ["features.2", "features.5"]
+    assert binarize(convnet(), layers=r"features\.[05]", **weights) == ["features.5"]
+    assert binarize(convnet(), layers=["head", "features.0"], **weights) == ["head", "features.0"]
+    assert binarize(MLP((4, 5, 6, 3)), **weights) == ["layers.2"]
     assert set(binary_layers(model)) == {"features.2", "features.5", "features.7"}
     model(images()).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -248,7 +334,7 @@ def test_nothing_to_binarize():
     with pytest.raises(ValueError, match="has no binary layer; `binarize` makes some"):
         set_stage(convnet(), "binary")
     model = convnet()
-    binarize(model)
+    binarize(model, binarize_input=False)
     with pytest.raises(ValueError, match="Unknown stage 'bin'"):
         set_stage(model, "bin")
 
@@ -268,7 +354,7 @@ def test_pretrained_weights_are_kept(omega):
 
 def test_stages_and_the_best_scale():
     model = convnet()
-    binarize(model, generator=generator())
+    binarize(model, binarize_input=False, generator=generator())
     layer = model.features[2]
     real, scale = layer.effective_weight(), layer.scale.detach().clone()
     set_stage(model, "binary")

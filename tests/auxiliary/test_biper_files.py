@@ -189,7 +189,9 @@ def test_a_packed_network_gives_the_same_numbers(arithmetic, pad_value, tmp_path
         packed = load_packed(fresh, tmp_path, arithmetic=arithmetic)
         assert not packed.training
         assert (type(packed[2]), type(packed[6])) == (PackedConv2d, PackedLinear)
-        assert torch.equal(packed(images()), model(images()))
+        found = packed(images())
+        assert torch.equal(found, model(images()))
+        assert found.unique(dim=0).shape == found.shape  # each image has an output of its own
         assert all(
             torch.equal(packed[k].binary_weight(), model[k].binary_weight().float()) for k in (2, 4, 6)
         )
@@ -271,13 +273,21 @@ def test_the_network_and_its_config(tmp_path):
     assert torch.equal(down(h), F.hardtanh(down.norm(down.conv(h)) + short))
 
 
-def test_any_network_trains_in_the_trainer(tmp_path):
-    """A checkpoint needs a network in Diffusers' form; without one, anything that saves itself will do."""
+def converted() -> nn.Module:
+    model = ConvNet()
+    binarize(model, binarize_input=False)  # behind ReLU
+    return model
+
+
+@pytest.mark.parametrize("make", [BinaryResNet, converted])
+def test_networks_train_in_the_trainer(make, tmp_path):
     torch.manual_seed(0)
-    model = BinaryResNet()
+    model = make()
     x, y = images(60), torch.randint(10, (60,), generator=torch.Generator().manual_seed(0))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = fit(model, x, y, training(tmp_path), tau=0.037)
+    found = trained(x)
+    assert found.unique(dim=0).shape == found.shape
     for name, value in trained.state_dict().items():
         changed = not torch.equal(value, before[name])
         assert changed == ("saved_omega" not in name), name

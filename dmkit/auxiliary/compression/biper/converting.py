@@ -12,7 +12,8 @@ from torch import Generator, nn
 from ....errors import unknown_name
 from .._order import execution_order
 from .functions import check_omega
-from .layers import STAGES, BinaryLayer, BiPerConv2d, BiPerLinear, check
+from .inputs import behind_rectifiers, warn
+from .layers import STAGES, BinaryLayer, BiPerConv2d, BiPerLinear, Product, check
 
 
 def binarize(
@@ -40,7 +41,9 @@ def binarize(
             calls, and any names. Nothing else is skipped when `layers` is a list of names.
         inputs: what the model is given for once, to find the order of calls; by default that of registration.
         stage: "real" to start with, (4).
-        binarize_input: whether the layers' inputs are made binary too; else weights only.
+        binarize_input: whether the layers' inputs are made binary too; else weights only. Not behind a ReLU,
+            whose outputs all have the sign 1: there is a warning, at once where `nn.Sequential` shows the
+            order, else at a layer's first forward pass.
         pretrained: whether the present weights are worth keeping: latent numbers and α are then chosen so
             that α s(w) equals them. Otherwise they become the latent numbers, and α ~ U[0, 1).
         pad_value: what convolutions pad binary inputs with, 0 or 1.
@@ -60,6 +63,7 @@ def binarize(
             check(layer, omega, stage, pad_value)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+    rectified = behind_rectifiers(model, chosen) if binarize_input else {}
     for name, layer in chosen.items():
         binary = binary_layer(
             layer,
@@ -70,7 +74,11 @@ def binarize(
             pad_value=pad_value,
             generator=generator,
         )
+        binary.looked = name in rectified
         replace(model, name, binary)
+    if rectified:
+        kinds = "/".join(sorted(set(rectified.values())))
+        warn(f"What enters {', '.join(rectified)} comes from a {kinds} and is never negative", stacklevel=2)
     return list(chosen)
 
 
@@ -118,8 +126,9 @@ def _inside(wanted: str, known: Sequence[str]) -> list[str]:
     return found
 
 
-def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Puts a layer in the place of the one of this name."""
+def replace(model: nn.Module, name: str, layer: Product) -> None:
+    """Puts a layer in the place of the one of this name, which it is told."""
+    layer.label = name
     parent, _, key = name.rpartition(".")
     setattr(model.get_submodule(parent), key, layer)
 

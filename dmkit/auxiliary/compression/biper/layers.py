@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ....errors import unknown_name
+from . import inputs
 from .functions import ActivationSign, check_omega, square_wave, wave
 
 STAGES = ("real", "binary")
@@ -46,16 +47,25 @@ class Product(nn.Module):
         scale: α, (outputs,).
         bias: (outputs,) or None.
         binarize_input: whether x_b is the sign of x, or x itself.
+        looked: whether nobody need look any more if inputs have both signs.
+        label: the layer's name, for a warning.
     """
 
     scale: Tensor
     bias: Tensor | None
     binarize_input: bool
+    looked: bool = False
+    label: str = ""
 
     def signs_of(self, x: Tensor) -> Tensor:
         """x_b."""
         if not self.binarize_input:
             return x
+        if not self.looked and inputs.can_be_looked_at(x):
+            self.looked = True  # once: to look is to wait for the device
+            if inputs.has_one_sign(x):
+                name = self.label or type(self).__name__
+                inputs.warn(f"The first input of {name} has one sign only", stacklevel=2)
         if self.training:
             x = x / (x.var(tuple(range(1, x.ndim)), keepdim=True) + TINY).sqrt()
         return ActivationSign.apply(x)

@@ -74,6 +74,7 @@ class _Packed(Product):
     """
 
     bits: Tensor
+    looked = True  # who trained it has been told
 
     def __init__(self, shape: tuple[int, ...], has_bias: bool, binarize_input: bool, arithmetic: str):
         super().__init__()
@@ -200,7 +201,7 @@ def load_packed(model: nn.Module, folder: str | os.PathLike, *, arithmetic: str 
         raise unknown_name("arithmetic", arithmetic, ARITHMETIC)
     path = Path(folder) / FILE
     tensors, header = read(path)
-    made: dict[str, nn.Module] = {}
+    made: dict[str, Product] = {}
     for name, about in header["layers"].items():
         try:
             old, shape = model.get_submodule(name), tuple(about["shape"])
