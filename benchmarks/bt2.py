@@ -151,8 +151,9 @@ WHY = {
     "comparable.",
     "BT² (m = 8) new/old mAP ≥ old/old + 3": "Better queries help even in a gallery that stays as it is.",
     "BT² (m = 8) new/old mAP ≥ BCT - 1": "Equal, where the paper's BT² is 3 ahead on CIFAR-100.",
-    "BT² (m = d_old = 8) new/old mAP > BCT": "Equal within the spread of seeds. With m = d_old the compatible "
-    "part is R e, the added numbers alone, and these are held to the old space as all of BCT's vector is.",
+    "BT² (m = d_old = 8) new/old mAP > BCT": "Equal within the spread of seeds. With m = d_old the "
+    "compatible part is R e, the added numbers alone, and these are held to the old space as "
+    "all of BCT's vector is.",
     "BT² (m = 8) new/new mAP ≥ BCT + 1": "But BCT with as many added dimensions is another 4 points ahead.",
     "BT² new/new mAP rises with m": "Without added dimensions the two targets compete for the same numbers.",
 }
