@@ -202,7 +202,7 @@ def beside(content: dict[str, Any]) -> Beside:
             (
                 "gain over baselines, points",
                 f"{gain:.1f}, over its own chain",
-                "5.6, over its own chain",
+                "5.5, over its own chain",
                 "up to 23, over others",
             ),
         ],

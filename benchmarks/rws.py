@@ -377,7 +377,7 @@ def over_severities() -> str:
         "over severities it has none, only the mean of two seeds at four strengths of its own, three of "
         "them beyond severity 5. At severity 5 no signature harms; at these strengths noise costs the "
         "standard network 1 to 7 points, and there is little to gain. At severity 1 the signatures of "
-        "contrast, fog, motion blur, brightness and zoom blur cost 4 to 13 points: one for a condition "
+        "contrast, fog, motion blur, brightness and zoom blur cost 4 to 12 points: one for a condition "
         "that is not there is a loss.\n\n"
     ) + beside_reference(content, reference)
 
