@@ -351,8 +351,8 @@ def beside(content: dict[str, Any]) -> Beside:
         "breast-cancer, 20 workers, Top1. The reference is a separate script of the same problem, and "
         "since nothing is drawn its figures must be ours to all digits that it gives, apart from rounding "
         "error. The paper has curves without a table, for six LIBSVM tables and 1,000 workers (Top1), and "
-        "for a synthetic regression and 2,000; its claim is the order, and that the gap grows with the variance of the "
-        "Lᵢ.",
+        "for a synthetic regression and 2,000; its claim is the order, and that the gap grows with the "
+        "variance of the Lᵢ.",
         bars(cells),
         WHY,
     )
