@@ -326,6 +326,11 @@ def test_impossible_graphs_are_refused():
     refused("from 0 to 3, not 0 to 2", y=torch.where(data.y == 2, 3, data.y))
     refused("from -1 to 2, not 0 to 2", y=torch.where(data.y == 0, -1, data.y))
     refused(r"Classes without a training node: \[1\]", train_mask=data.train_mask & (data.y != 1))
+    strange = torch.tensor([[0], [25]])  # would be the node of a class
+    refused("between nodes 0 to 25, of a graph with nodes 0 to 23", edge_index=strange)
+    refused("between nodes -1 to 0", edge_index=torch.tensor([[0], [-1]]))
+    refused(r"features are \(24, 3\); the network takes", x=data.x[:, :3])
+    refused("not all finite", x=torch.full_like(data.x, float("nan")))
     directed = links()
     directed.edge_index = directed.edge_index[:, 1:]
     with pytest.raises(ValueError, match="every edge must be there both ways"):

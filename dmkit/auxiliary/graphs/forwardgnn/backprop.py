@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ....data.dataset import Rows
 from ....training.arguments import TrainingArguments
 from ....training.trainer import Step, Task
-from .labels import training_nodes
+from .labels import check_graph, training_nodes
 from .layers import convolution, normalize
 from .tasks import train
 
@@ -65,6 +65,7 @@ class BackpropTask(Task):
     """
 
     def __init__(self, model: Backprop, data: Data):
+        check_graph(data, model.config.in_channels)
         self.modules = {"model": model}
         self.data = data
         if getattr(data, "edge_label_index", None) is None:

@@ -34,6 +34,25 @@ def wrong_labels(labels: Tensor, classes: int, generator: Generator | None = Non
     return ((labels.cpu()[:, None] + 1 + keys.argsort(1)) % classes).t().to(labels.device)
 
 
+def check_graph(data, in_channels: int) -> None:
+    """Whether a network of `in_channels` features can run on the graph.
+
+    Raises:
+        ValueError: features of another width or that are not finite, or edges between nodes that it has not,
+            some of which would otherwise be taken for the nodes of classes.
+    """
+    x, edges, nodes = data.x, data.edge_index, data.num_nodes
+    if x.ndim != 2 or x.shape[1] != in_channels:
+        raise ValueError(f"The nodes' features are {tuple(x.shape)}; the network takes (N, {in_channels}).")
+    if not x.isfinite().all():
+        raise ValueError("The nodes' features are not all finite.")
+    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < nodes:
+        raise ValueError(
+            f"Edges are between nodes {int(edges.min())} to {int(edges.max())}, of a graph with nodes 0 to "
+            f"{nodes - 1}."
+        )
+
+
 def training_nodes(data, classes: int) -> Tensor:
     """The nodes of `data.train_mask`, after a graph to classify has been checked.
 

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ....data.dataset import Rows
-from .labels import add_class_nodes, append_labels, training_nodes, undirected_edges, wrong_labels
+from .labels import (
+    add_class_nodes,
+    append_labels,
+    check_graph,
+    training_nodes,
+    undirected_edges,
+    wrong_labels,
+)
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -161,7 +168,8 @@ def objective(model: ForwardGNN, data: Data, generator: Generator | None = None)
         generator: of the orders of wrong labels; PyTorch's own if not given.
 
     Raises:
-        ValueError: a graph that does not fit; see `training_nodes` and `undirected_edges`.
+        ValueError: a graph that does not fit; see `check_graph`, `training_nodes` and `undirected_edges`.
     """
+    check_graph(data, model.config.in_channels)
     kind = METHODS[model.config.method]
     return kind(model, data, generator) if issubclass(kind, LabelAppending) else kind(model, data)

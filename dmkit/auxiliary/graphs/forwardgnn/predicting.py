@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .labels import training_nodes
+from .labels import check_graph, training_nodes
 from .layers import normalize
 from .model import ForwardGNN
 from .objectives import METHODS, LabelAppending, Links, SingleForward, goodness, objective
@@ -81,6 +81,7 @@ def scores(model: ForwardGNN, data: Data, layers: int | None = None) -> Tensor:
         return _mean(outputs(model, x, edges, top, depth), lambda z: method.logits(z).softmax(1))
     kind = METHODS[model.config.method]
     assert issubclass(kind, LabelAppending)
+    check_graph(data, model.config.in_channels)
     nodes, everyone = training_nodes(data, model.config.classes), torch.arange(data.num_nodes)
     found = []
     for c in range(model.config.classes):
