@@ -264,7 +264,7 @@ def test_bad_estimates_are_refused():
         estimate(drawn(graphon(0)), 0)
     with pytest.raises(ValueError, match="cannot be normalised"):
         estimate([np.zeros((4, 4))], 2, normalize=True)
-    with pytest.warns(UserWarning, match="resolution 40 is fine"):
+    with pytest.warns(UserWarning, match="Resolution 40 is finer than"):
         estimate(drawn(graphon(1), nodes=30), 40)
     with pytest.raises(ValueError, match="numbered 0 to 12, not 13"):
         graphon(13)
@@ -329,10 +329,15 @@ def test_bases_by_mode(tmp_path):
         Bases.from_pretrained(tmp_path / "bases")
     with pytest.raises(FileFormatError):
         Bases.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="Mode 'domain' of 1 domains: it needs 2"):
+    with pytest.raises(ValueError, match="Mode 'domain' of 1 domain: it needs 2"):
         Bases.of({"a": sources["a"]}, "domain")
     with pytest.raises(ValueError, match="Did you mean 'domain'"):
         Bases.of(sources, "domains")
+    with pytest.raises(ValueError, match="no domains of graphs"):
+        Bases.of({})
+    for one in (sources["a"][0], np.ones((4, 4))):
+        with pytest.raises(ValueError, match="one graph; give a list of graphs"):
+            estimate(one)
 
 
 # Mixtures (1) and (3)

@@ -70,6 +70,8 @@ def test_rank_correlations_are_over_all_pairs_and_within_targets():
     found = rank_correlation(rows, "x")
     assert found["within targets"] == pytest.approx(1)
     assert found["all pairs"] < 0
+    nearly = [{**row, "gain": row["gain"] + 1e-12 * k} for k, row in enumerate(rows + rows)]
+    assert rank_correlation(nearly, "x") == rank_correlation(rows + rows, "x")
     alike = [{**row, "gain": 0} for row in rows]
     assert rank_correlation(alike, "x") == {"all pairs": None, "within targets": None}
 

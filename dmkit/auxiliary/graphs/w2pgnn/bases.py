@@ -115,8 +115,10 @@ class Bases:
         """
         if mode not in MODES:
             raise unknown_name("mode", mode, MODES)
-        if not sources or (mode == "domain" and len(sources) < 2):
-            raise ValueError(f"Mode {mode!r} of {len(sources)} domains: it needs {1 + (mode == 'domain')}.")
+        if not sources:
+            raise ValueError("There are no domains of graphs to make bases of.")
+        if mode == "domain" and len(sources) < 2:
+            raise ValueError("Mode 'domain' of 1 domain: it needs 2.")
         groups = dict(sources)
         if mode != "domain":
             everything = [graph for graphs in sources.values() for graph in graphs]

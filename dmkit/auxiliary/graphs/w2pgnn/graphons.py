@@ -166,12 +166,14 @@ def estimate(graphs: Sequence[Any], resolution: int = 32, normalize: bool = Fals
         (r, r) float64, in [0, 1] if not normalised.
 
     Raises:
-        ValueError: no graph, a resolution below 1, or no edge to normalise by.
+        ValueError: no graph, a graph in place of a list, a resolution below 1, or no edge to normalise by.
 
     Warns:
         UserWarning: degrees that do not vary more than by chance; structure that sorting by them leaves,
             more than half of what it finds; or a resolution that is too fine for the smallest graph.
     """
+    if hasattr(graphs, "edge_index") or hasattr(graphs, "adjacency") or getattr(graphs, "ndim", 0) == 2:
+        raise ValueError("This is one graph; give a list of graphs, of one if there is no more.")
     if not len(graphs):
         raise ValueError("There is no graph to estimate from.")
     if resolution < 1:
@@ -179,7 +181,7 @@ def estimate(graphs: Sequence[Any], resolution: int = 32, normalize: bool = Fals
     found = averaged(np.stack([pooled(graph, resolution) for graph in graphs]), normalize)
     if (usable := min(smallest_usable(graph) for graph in graphs)) < resolution // 2:
         warnings.warn(
-            f"resolution {resolution} is fine for the smallest of these graphs, for which {usable} would do.",
+            f"Resolution {resolution} is finer than the {usable} that the smallest of these graphs supports.",
             stacklevel=2,
         )
     _, chance, sure = degree_variation(graphs)

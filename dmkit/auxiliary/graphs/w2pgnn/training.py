@@ -95,7 +95,8 @@ def rank_correlation(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, f
     """
 
     def of(chosen: Sequence[Mapping[str, Any]]) -> float | None:
-        columns = [[row[name] for row in chosen] for name in (key, "gain")]
+        # Gains are shares of nodes; equal ones may differ in their last bit, which is no rank.
+        columns = [[round(float(row[name]), 6) for row in chosen] for name in (key, "gain")]
         varied = all(len(set(column)) > 1 for column in columns)
         return float(spearmanr(*columns).statistic) if varied else None
 
