@@ -5,6 +5,7 @@ for arguments.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -46,3 +47,11 @@ def check_finite(name: str, value: float) -> None:
     """Raises ValueError for a number that is NaN or infinite; the message names it."""
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value!r}.")
+
+
+def compiled(name: str, pattern: str) -> re.Pattern[str]:
+    """A regular expression that somebody gave; ValueError, which names the argument and it, if it is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}.") from error

@@ -331,6 +331,8 @@ def test_nothing_to_binarize():
         binarize(MLP((4, 5, 3)))
     with pytest.raises(ValueError, match=r"Unknown layer 'feature\.2'. Did you mean 'features\.2'"):
         binarize(convnet(), layers=["feature.2"])
+    with pytest.raises(ValueError, match=r"layers: '\(' is no regular expression"):
+        binarize(convnet(), layers="(")
     with pytest.raises(ValueError, match="has no binary layer; `binarize` makes some"):
         set_stage(convnet(), "binary")
     model = convnet()

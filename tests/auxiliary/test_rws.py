@@ -160,7 +160,7 @@ def test_layers_are_counted_as_they_are_called():
         ("conv:3", "conv:3 of a network with 2 convolutions"),
         ("conv:0", "conv:0 of a network with 2"),
         ("nothing", "selects no parameter of this Normed"),
-        ("(", "is no regular expression"),
+        ("(", "layers: '(' is no regular expression"),
         (["tow"], "Unknown layer or parameter 'tow'. Did you mean 'two"),
         (["head"], "selects head.weight, head.bias of the head"),
         ([], "selects no parameter"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Generator, nn
 
-from ....errors import unknown_name
+from ....errors import compiled, unknown_name
 from .._order import execution_order
 from .functions import check_omega
 from .inputs import behind_rectifiers, warn
@@ -53,8 +52,8 @@ def binarize(
         Names of the replaced layers.
 
     Raises:
-        ValueError: no layer left to replace, unknown names, or what `BiPerConv2d` refuses; nothing is
-            replaced then.
+        ValueError: no layer left to replace, no regular expression, unknown names, or what `BiPerConv2d`
+            refuses; nothing is replaced then.
     """
     check_omega(omega)
     chosen = _chosen(model, layers, skip, inputs)
@@ -100,7 +99,7 @@ def _chosen(
     if layers is None:
         names = ordered
     elif isinstance(layers, str):
-        names = [name for name in ordered if re.fullmatch(layers, name)]
+        names = [name for name in ordered if compiled("layers", layers).fullmatch(name)]
     else:
         names = [name for wanted in layers for name in _inside(wanted, ordered)]
         skip = [name for name in skip if name not in ("first", "last")]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ....errors import unknown_name
+from ....errors import compiled, unknown_name
 from .._norms import batch_norms
 from .._order import execution_order
 
@@ -38,17 +38,14 @@ def select(model: nn.Module, layers: Layers, *, inputs: Any = None, head: bool =
             only without it.
 
     Raises:
-        ValueError: nothing or an unknown name selected, fewer than K convolutions, or the head without
-            `head=True`.
+        ValueError: no regular expression, nothing or an unknown name selected, fewer than K convolutions, or
+            the head without `head=True`.
     """
     known = [name for name, p in model.named_parameters() if p.is_floating_point()]
     if isinstance(layers, str) and (count := re.fullmatch(r"conv:(\d+)", layers)):
         chosen = _first_convolutions(model, int(count[1]), inputs)
     elif isinstance(layers, str):
-        try:
-            chosen = [name for name in known if re.fullmatch(layers, name)]
-        except re.error as error:
-            raise ValueError(f"layers: {layers!r} is no regular expression: {error}.") from error
+        chosen = [name for name in known if compiled("layers", layers).fullmatch(name)]
     else:
         chosen = [name for wanted in layers for name in _named(wanted, known)]
     if not chosen:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....errors import FileFormatError
+from ....errors import FileFormatError, compiled
 
 # (problem, text of a solution) -> whether its answer is right
 AnswerChecker = Callable[["Problem", str], bool]
@@ -102,11 +102,7 @@ class StepSplitter:
     delimiter: str = r"\n+"
 
     def __post_init__(self) -> None:
-        try:
-            empty = re.compile(self.delimiter).match("")
-        except re.error as error:
-            raise ValueError(f"{self.delimiter!r} is no regular expression: {error}.") from error
-        if empty:
+        if compiled("delimiter", self.delimiter).match(""):
             raise ValueError(f"The delimiter {self.delimiter!r} matches an empty text.")
 
     def ends(self, text: str) -> list[int]:
