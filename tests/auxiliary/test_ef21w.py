@@ -3,6 +3,7 @@
 import math
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -109,6 +110,21 @@ def test_clones(each):
     copies = [c * total / (n * count) for c, count in zip(each, counts, strict=True) for _ in range(count)]
     assert means(copies)[0] == pytest.approx(means(each)[0])  # f is the same
     assert means(copies)[1] <= math.sqrt(2) * means(each)[0] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, tuple])
+def test_constants_may_be_a_tensor(kind):
+    each = [1.0, 2.5, 7.0]
+    for mean in ("quadratic", "clones", "arithmetic"):
+        found = step_size(2.0, kind(each), 0.1, mean)
+        assert type(found) is float
+        assert found == step_size(2.0, each, 0.1, mean)
+    assert step_size(torch.tensor(2.0), kind(each), 0.1) == step_size(2.0, each, 0.1)
+    assert pl_step_size(2.0, kind(each), 0.1, 0.3) == pl_step_size(2.0, each, 0.1, 0.3)
+    assert clone_counts(kind(each)) == clone_counts(each)
+    assert effective_constant(kind(each), kind(each)) == pytest.approx(means(each)[0])
+    with pytest.raises(ValueError, match=r"one a worker, not \[1\.0, -1\.0\]"):
+        means(kind([1.0, -1.0]))
 
 
 def test_step_sizes():

@@ -52,9 +52,13 @@ def xi(alpha: float) -> float:
 def means(each: Sequence[float]) -> tuple[float, float]:
     """L_AM and L_QM of (2).
 
+    Args:
+        each: Lᵢ, one a worker: a sequence of numbers, or a tensor or array of one dimension.
+
     Raises:
         ValueError: no constants, or some that are not positive numbers.
     """
+    each = [float(constant) for constant in each]  # a tensor has no truth, and no end to its digits
     if not each or not all(0 < constant < math.inf for constant in each):
         raise ValueError(f"Smoothness constants are positive numbers, one a worker, not {list(each)}.")
     return math.fsum(each) / len(each), math.hypot(*each) / math.sqrt(len(each))
@@ -88,7 +92,7 @@ def step_size(smoothness: float, each: Sequence[float], alpha: float, mean: Mean
 
     Args:
         smoothness: L.
-        each: Lᵢ, one a worker.
+        each: Lᵢ, one a worker; a tensor too.
         alpha: of the compressor; see `effective_alpha`.
         mean: "arithmetic" (2024, for EF21 and EF21-W alike), "quadratic" (2021), or "clones", √2 L_AM.
 
@@ -101,7 +105,7 @@ def step_size(smoothness: float, each: Sequence[float], alpha: float, mean: Mean
         raise ValueError(f"The smoothness constant is a positive number, not {smoothness}.")
     arithmetic, quadratic = means(each)
     constant = {"arithmetic": arithmetic, "quadratic": quadratic, "clones": math.sqrt(2) * arithmetic}[mean]
-    return 1 / (smoothness + constant * xi(alpha))
+    return 1 / (float(smoothness) + constant * xi(alpha))
 
 
 def pl_step_size(smoothness: float, each: Sequence[float], alpha: float, mu: float) -> float:
