@@ -3,7 +3,7 @@
 "quality": prompt figures on 200 captions of seen and 200 of unseen compositions, and the Fréchet distance of
 2,000 samples to the test images, for the teacher (DDIM, 20 steps, guidance 3), for the teacher in four and in
 one step, and for the student. "speed": images a second of student and teacher, in turn. "negative": pairs of
-a prompt and of what should not be there, 48 images each, on the student in one step and on the teacher in
+a prompt and of what should not be there, 50 images each, on the student in one step and on the teacher in
 four: the share of images in which `emoji-evaluator` still finds it, and the mean cosine to the prompt.
 "kappa": students of 500 steps with the range of PG-SB, with SwiftBrush's fixed 4.5, and with PG-SB's range
 and NASA-T, by seed; then the two of PG-SB under negative prompts, with NASA and without.
@@ -38,7 +38,7 @@ from dmkit.schedulers.registry import build
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "scripts" / "recipes" / "one-step-emoji.yaml"
-GUIDANCE, PROMPTS, SAMPLES, EACH = 3.0, 200, 2000, 48
+GUIDANCE, PROMPTS, SAMPLES, EACH = 3.0, 200, 2000, 50
 FRECHET = "frechet_efficientnet_lite0"
 # A prompt, what should not be in its images, and the judge's name of it.
 PAIRS = (
