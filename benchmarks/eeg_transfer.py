@@ -363,7 +363,7 @@ def bars(cells: dict[str, Any]) -> dict[str, tuple[float, bool]]:
     found["fine-tuning at 10 over the source as it is, at least 2"] = over, over >= 2
     less = gain[40] - gain[160]
     found["gain at 40 above that at 160"] = less, less > 0
-    for n in (10, 40):
+    for n in COUNTS:
         worst = max(gains(cells, "disagree/shallow", "finetune", n))
         found[f"hospitals that disagree: the best seed at {n}, below 0"] = worst, worst < 0
     return found
@@ -553,6 +553,7 @@ WHY = {
     "gain at 40 above": "4.2 points.",
     "hospitals that disagree: the best seed at 10": "Negative transfer at every seed.",
     "hospitals that disagree: the best seed at 40": "Negative transfer at every seed.",
+    "hospitals that disagree: the best seed at 160": "Negative transfer at every seed, 2 to 5 points.",
 }
 
 
