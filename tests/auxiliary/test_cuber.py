@@ -36,14 +36,16 @@ def full(kind, **options):
 def test_the_old_tasks_loss_falls_where_tasks_agree(tmp_path):
     """The claim of the paper: backward transfer, where GPM leaves the first task as it is."""
     ends = {}
-    for weight in (0.0, 1.0):
+    for weight in (0.0, 0.1, 1.0, 10.0):
         of = full(CUBER, reg_weight=weight, scale_learning_rate=1e-12)
         learner, before, after, _ = two_tasks(tmp_path / str(weight), of)
         assert before == pytest.approx(0.3734, abs=1e-4)
         assert learner.regimes("0", 1) == {0: 3}
         ends[weight] = after
     assert ends[0.0] == pytest.approx(0.0033, abs=5e-5)
+    assert ends[0.1] == pytest.approx(0.0078, abs=5e-5)
     assert ends[1.0] == pytest.approx(0.338, abs=5e-4)
+    assert ends[10.0] == pytest.approx(0.364, abs=5e-4)
 
 
 def test_gpm_leaves_the_old_task_and_stalls(tmp_path):
@@ -133,9 +135,12 @@ def three_tasks(tmp_path, learner_of):
     return model, learner
 
 
-def test_without_related_tasks_cuber_is_gpm(tmp_path):
+@pytest.mark.parametrize("options", [{"max_related": 0}, {"eps1": 1 - 1e-6}])
+def test_without_related_tasks_cuber_is_gpm(options, tmp_path):
+    """No task may be related, or none is as much as it takes."""
     gpm, _ = three_tasks(tmp_path / "g", lambda m: GPM(m, energy=0.9))
-    cuber, _ = three_tasks(tmp_path / "c", lambda m: CUBER(m, energy=0.9, max_related=0))
+    cuber, learner = three_tasks(tmp_path / "c", lambda m: CUBER(m, energy=0.9, **options))
+    assert learner.regimes("0", 2) == {0: 1, 1: 1}
     for a, b in zip(gpm.parameters(), cuber.parameters(), strict=True):
         assert torch.equal(a, b)
 
