@@ -23,7 +23,7 @@ def common_prefix(query: Tensor, gallery: Tensor, lengths: Collection[int] | Non
         query: (Q, a).
         gallery: (G, b).
         lengths: `BasisTransformationHead.lengths` of the model with the longer vectors, to be sure that it
-            was trained for the shorter; not checked if not given.
+            was trained for the shorter. Not checked if not given: any two lengths are compared then.
 
     Raises:
         ValueError: vectors that were not made to be compared.
