@@ -37,6 +37,8 @@ def main() -> None:
         "ef21": {"comm_hook": "ef21", "comm_ratio": 0.01},
         "topk": {"comm_hook": "topk", "comm_ratio": 0.01},
     }
+    for name in ("plain", "ef21", "topk"):
+        ways[f"{name}, long"] = {**ways[name], "max_train_steps": 300}
     figures = {}
     for name, changes in ways.items():
         figures[name] = run(Arguments(hidden=0, watch_every=0), training(folder / name, **changes))
