@@ -304,8 +304,8 @@ WHY = {
     "most 4.47: one outlier is what the new theory is for.",
     "hook, ratio 1: weights bit for bit those of plain DDP": "Nothing is compressed, so nothing may differ.",
     "hook, MLP, 5 %: loss within 2 % of plain DDP": "Missed on the good side, and it is mini-batches that do "
-    "it: with all rows in every step it is within 0.1 %. A quarter of the rate leaves it at -4.5 %, and g has "
-    "the length of plain DDP's, so that steps are not longer. Test accuracy is the same.",
+    "it: with all rows in every step it is within 0.1 %. A quarter of the rate leaves it at -4.5 %, and g "
+    "has the length of plain DDP's, so that steps are not longer. Test accuracy is the same.",
 }
 
 
