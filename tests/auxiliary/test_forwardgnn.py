@@ -25,7 +25,7 @@ from dmkit.auxiliary.graphs.forwardgnn import (
     scores,
     wrong_labels,
 )
-from dmkit.auxiliary.graphs.forwardgnn.backprop import Backprop
+from dmkit.auxiliary.graphs.forwardgnn.backprop import Backprop, BackpropTask
 from dmkit.auxiliary.graphs.forwardgnn.layers import convolution
 from dmkit.auxiliary.graphs.forwardgnn.objectives import Links, SingleForward
 
@@ -331,6 +331,9 @@ def test_impossible_graphs_are_refused():
     refused("between nodes -1 to 0", edge_index=torch.tensor([[0], [-1]]))
     refused(r"features are \(24, 3\); the network takes", x=data.x[:, :3])
     refused("not all finite", x=torch.full_like(data.x, float("nan")))
+    data.edge_index = torch.eye(25).to_sparse_csr()
+    with pytest.raises(ValueError, match=r"adjacency matrix is \(25, 25\), of a graph with 24 nodes"):
+        BackpropTask(Backprop(5, CLASSES, 8, num_layers=2), data)
     directed = links()
     directed.edge_index = directed.edge_index[:, 1:]
     with pytest.raises(ValueError, match="every edge must be there both ways"):

@@ -46,7 +46,10 @@ def check_graph(data, in_channels: int) -> None:
         raise ValueError(f"The nodes' features are {tuple(x.shape)}; the network takes (N, {in_channels}).")
     if not x.isfinite().all():
         raise ValueError("The nodes' features are not all finite.")
-    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < nodes:
+    if edges.layout != torch.strided:  # the adjacency matrix, which layers of torch_geometric take as well
+        if tuple(edges.shape) != (nodes, nodes):
+            raise ValueError(f"The adjacency matrix is {tuple(edges.shape)}, of a graph with {nodes} nodes.")
+    elif edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < nodes:
         raise ValueError(
             f"Edges are between nodes {int(edges.min())} to {int(edges.max())}, of a graph with nodes 0 to "
             f"{nodes - 1}."
