@@ -6,7 +6,15 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,6 +170,21 @@ def test_flow_matching_sigmas():
     scheduler.set_timesteps(10)  # what is sampled with does not change what is trained on
     assert np.array_equal(log_snr(scheduler), ratio)
     assert len(best_intervals(snr_cost(ratio), 5)) == 5
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchLCMScheduler(shift=3.0),
+        DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
+        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_every_scheduler_of_flow_matching_has_the_same_log_snr(scheduler):
+    """Multistep solvers with flow sigmas have an ᾱ as well, which they do not use."""
+    expected = log_snr(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    assert np.allclose(log_snr(scheduler), expected, atol=1e-4)
 
 
 def test_any_schedule_with_alphas_or_none():

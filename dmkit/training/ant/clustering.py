@@ -21,13 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
 from torch import Tensor
 
 from ..._files import load_json, save_json
 from ...errors import FileFormatError
 
 FORMAT = 1
+FLOWS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,8 @@ def log_snr(scheduler: Any) -> np.ndarray:
     Raises:
         TypeError: a scheduler with neither `alphas_cumprod` nor flow-matching sigmas.
     """
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler):
-        # The training grid, whatever `set_timesteps` has made of the scheduler since.
-        fresh = type(scheduler).from_config(scheduler.config)
-        sigmas = np.sort(fresh.sigmas[: fresh.config.num_train_timesteps].double().numpy())
+    if (flow := _flow(scheduler)) is not None:
+        sigmas = np.sort(flow.sigmas[: flow.config.num_train_timesteps].double().numpy())
         signal, noise = (1 - sigmas) ** 2, sigmas**2
     elif getattr(scheduler, "alphas_cumprod", None) is not None:
         signal = scheduler.alphas_cumprod.double().cpu().numpy()
@@ -120,6 +123,20 @@ def log_snr(scheduler: Any) -> np.ndarray:
         ratio = np.log(signal) - np.log(noise)
     finite = np.flatnonzero(np.isfinite(ratio))
     return np.interp(np.arange(len(ratio)), finite, ratio[finite])
+
+
+def _flow(scheduler: Any) -> Any:
+    """A scheduler whose sigmas are the training grid of flow matching, whatever `set_timesteps` has made of
+    the given one since; None for another kind of schedule.
+    """
+    if isinstance(scheduler, FLOWS):
+        return type(scheduler).from_config(scheduler.config)
+    config: Any = getattr(scheduler, "config", {})
+    if not config.get("use_flow_sigmas", False):
+        return None
+    # Multistep solvers with flow sigmas have an ᾱ too, which they do not use.
+    shift = 1.0 if config.get("use_dynamic_shifting") else config.flow_shift
+    return FlowMatchEulerDiscreteScheduler(config.num_train_timesteps, shift=shift)
 
 
 def timestep_cost(num_timesteps: int) -> np.ndarray:
