@@ -7,7 +7,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from difflib import get_close_matches
+from typing import Any
 
 
 class DmkitError(Exception):
@@ -41,6 +43,20 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> ValueError:
     near = get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(known)}.")
+
+
+def refuse_idle(arguments: Any, names: Iterable[str], needed: str) -> None:
+    """Raises ValueError for a flag that was set to something and would do nothing.
+
+    Args:
+        arguments: a dataclass of flags.
+        names: its fields that have no effect as the others stand.
+        needed: what would give them one, as the message says it.
+    """
+    defaults = {f.name: f.default for f in fields(arguments)}
+    for name in names:
+        if getattr(arguments, name) != defaults[name]:
+            raise ValueError(f"--{name} does nothing without {needed}.")
 
 
 def check_finite(name: str, value: float) -> None:

@@ -9,13 +9,15 @@ Argument names follow Diffusers' example of this name; `--config` reads a YAML r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from accelerate.utils import set_seed
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils.import_utils import is_xformers_available
 
 from dmkit import data
-from dmkit.errors import MissingExtraError
+from dmkit.errors import MissingExtraError, unknown_name
+from dmkit.models import ScaleLongUNet2DModel, UViTModel
 from dmkit.models.arguments import ScaleLongArguments
 from dmkit.training.ant.configure import AntArguments, gradient_rule, timestep_sampler
 from dmkit.training.arguments import TrainingArguments, hint, parse_arguments
@@ -35,7 +37,10 @@ class ModelArguments:
     random_flip: bool = field(default=False, metadata=hint("Mirror images at random."))
     model_config_name_or_path: str | None = field(
         default=None,
-        metadata=hint("Folder or file of a UNet2DModel's config; else built from the flags below."),
+        metadata=hint(
+            "Config of a UNet2DModel, ScaleLongUNet2DModel or UViTModel, folder or file; else built from the "
+            "flags below."
+        ),
     )
     block_out_channels: list[int] = field(
         default_factory=lambda: [32, 64, 96], metadata=hint("Width by level.")
@@ -65,9 +70,16 @@ class ModelArguments:
             )
 
 
-def build_unet(arguments: ModelArguments, channels: int) -> UNet2DModel:
-    if arguments.model_config_name_or_path is not None:
-        return UNet2DModel.from_config(UNet2DModel.load_config(arguments.model_config_name_or_path))
+MODELS = {kind.__name__: kind for kind in (UNet2DModel, ScaleLongUNet2DModel, UViTModel)}
+
+
+def build_unet(arguments: ModelArguments, channels: int) -> Any:
+    if (path := arguments.model_config_name_or_path) is not None:
+        config = UNet2DModel.load_config(path)
+        name = config.get("_class_name", "UNet2DModel")
+        if name not in MODELS:
+            raise unknown_name(f"class in {path},", name, MODELS)
+        return MODELS[name].from_config(config)
     levels = len(arguments.block_out_channels)
     attended = [level in arguments.attention_levels for level in range(levels)]
     return UNet2DModel(

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import refuse_idle
 from ..training.arguments import hint
 from ..training.trainer import Task
 from .scaling import SkipScaling
 from .stability import StabilityMonitor
-from .unet import ScaleLongUNet2DConditionModel, ScaleLongUNet2DModel
+from .unet import ScaleLongUNet2DConditionModel, ScaleLongUNet2DModel, become_like
+from .uvit import UViTModel
 
 
 @dataclass
@@ -26,6 +28,9 @@ class ScaleLongArguments:
     scalelong_index: str = field(
         default="skip", metadata=hint("What the exponent of --scalelong cs counts: skip or level.")
     )
+    scalelong_init_gate: float = field(
+        default=0.5, metadata=hint("Where the gates of --scalelong ls start; 0.98 for a trained model.")
+    )
     stability_steps: int = field(
         default=0, metadata=hint("Steps between two stability reports in output_dir/stability; 0: none.")
     )
@@ -33,21 +38,37 @@ class ScaleLongArguments:
     def __post_init__(self) -> None:
         if self.scalelong is not None:
             self.scaling()
+        if self.scalelong != "cs":
+            refuse_idle(self, ("kappa", "scalelong_index"), "--scalelong cs")
+        if self.scalelong != "ls":
+            refuse_idle(self, ("scalelong_init_gate",), "--scalelong ls")
         if self.stability_steps < 0:
             raise ValueError(f"--stability_steps is {self.stability_steps}; it must be at least 0.")
 
     def scaling(self) -> SkipScaling:
-        return SkipScaling(self.scalelong or "none", self.kappa, self.scalelong_index)
+        return SkipScaling(
+            self.scalelong or "none", self.kappa, self.scalelong_index, init_gate=self.scalelong_init_gate
+        )
 
     def scaled(self, unet: Any) -> Any:
-        """`unet` as it is, or with `--scalelong` a scaled model with its weights."""
+        """`unet` as it is, or with `--scalelong` a scaled model with its weights.
+
+        Raises:
+            ValueError: a model that is scaled already, or levels asked of a U-ViT, which has none.
+        """
         if self.scalelong is None:
             return unet
         scaling = self.scaling()
+        if isinstance(unet, UViTModel):
+            return _scaled_uvit(unet, scaling)
         kinds = (ScaleLongUNet2DModel, ScaleLongUNet2DConditionModel)
         kind = next(kind for kind in kinds if isinstance(unet, kind.STOCK))
         return kind.from_unet(
-            unet, skip_scaling=scaling.mode, skip_kappa=scaling.kappa, skip_index=scaling.index
+            unet,
+            skip_scaling=scaling.mode,
+            skip_kappa=scaling.kappa,
+            skip_index=scaling.index,
+            skip_init_gate=scaling.init_gate,
         )
 
     def join(self, task: Task, output_dir: str) -> None:
@@ -61,3 +82,19 @@ class ScaleLongArguments:
 
     def _settings(self, others: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {**others(), "scalelong": asdict(self.scaling())}
+
+
+def _scaled_uvit(model: UViTModel, scaling: SkipScaling) -> UViTModel:
+    if model.config.skip_scaling != "none":
+        raise ValueError(f"This UViTModel has skip scaling already: {model.config.skip_scaling}.")
+    if scaling.index != "skip":
+        raise ValueError(f"--scalelong_index {scaling.index} is for UNets: a U-ViT has no levels.")
+    options = {
+        "skip_scaling": scaling.mode,
+        "skip_kappa": scaling.kappa,
+        "skip_init_gate": scaling.init_gate,
+    }
+    scaled = UViTModel.from_config({**model.config, **options})
+    scaled.load_state_dict({**scaled.state_dict(), **model.state_dict()})
+    become_like(scaled, model)
+    return scaled

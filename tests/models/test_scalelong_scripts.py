@@ -15,7 +15,7 @@ from running_scripts import ENVIRONMENT, run_script, script, script_main
 from safetensors.torch import load_file
 
 from dmkit.errors import FileFormatError
-from dmkit.models import ScaleLongUNet2DConditionModel, ScaleLongUNet2DModel
+from dmkit.models import ScaleLongUNet2DConditionModel, ScaleLongUNet2DModel, UViTModel
 from dmkit.models.stability import load_reports
 
 COMMON = [
@@ -121,12 +121,48 @@ def test_two_processes_train_what_one_trains(main, tmp_path):
         (["--scalelong", "cs", "--kappa", "1.5"], "kappa is 1.5; it must be in (0, 1]"),
         (["--scalelong", "cs", "--scalelong_index", "block"], "Known: level, skip"),
         (["--stability_steps", "-1"], "--stability_steps is -1"),
+        (["--kappa", "0.5"], "--kappa does nothing without --scalelong cs"),
+        (["--scalelong", "ls", "--kappa", "0.5"], "--kappa does nothing without --scalelong cs"),
+        (["--scalelong_index", "level"], "--scalelong_index does nothing without --scalelong cs"),
+        (["--scalelong", "cs", "--scalelong_init_gate", "0.98"], "does nothing without --scalelong ls"),
+        (["--scalelong", "ls", "--scalelong_init_gate", "1"], "init_gate is 1.0; it must be between 0 and 1"),
     ],
 )
 def test_bad_flags_are_refused_by_name(main, flags, message, tmp_path):
     with pytest.raises(ValueError) as caught:
         main(tmp_path, *flags)
     assert message in str(caught.value)
+
+
+def test_a_trained_model_is_hardly_changed_by_gates_that_start_near_one(main, tmp_path):
+    main(tmp_path, "--scalelong", "ls", "--scalelong_init_gate", "0.98", "--checkpointing_steps", "0")
+    config = json.loads((tmp_path / "unet/config.json").read_text())
+    assert config["skip_init_gate"] == 0.98
+    assert load_file(tmp_path / WEIGHTS)["skip_scaler.gates.8.excite.bias"].min() > 3
+
+
+def test_a_config_makes_a_model_of_its_own_class(main, tmp_path):
+    """A U-ViT, which the flags can scale, and a model whose config has the scaling."""
+    shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "num_layers": 4}
+    uvit = UViTModel(**shape, num_attention_heads=2, attention_head_dim=8)
+    uvit.save_config(tmp_path / "uvit")
+    given = ["--model_config_name_or_path", str(tmp_path / "uvit"), "--checkpointing_steps", "0"]
+    main(tmp_path / "scaled", *given, "--scalelong", "ls")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "scaled")
+    assert type(pipe.unet) is UViTModel
+    assert pipe.unet.config.num_layers == 4
+    assert pipe.unet.config.skip_scaling == "ls"
+    assert pipe(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
+    again = ["--model_config_name_or_path", str(tmp_path / "scaled" / "unet"), "--checkpointing_steps", "0"]
+    main(tmp_path / "again", *again)
+    assert load_file(tmp_path / "again" / WEIGHTS).keys() == load_file(tmp_path / "scaled" / WEIGHTS).keys()
+    with pytest.raises(ValueError, match="This UViTModel has skip scaling already: ls"):
+        main(tmp_path / "twice", *again, "--scalelong", "ls")
+    with pytest.raises(ValueError, match="--scalelong_index level is for UNets: a U-ViT has no levels"):
+        main(tmp_path / "level", *given, "--scalelong", "cs", "--scalelong_index", "level")
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    with pytest.raises(ValueError, match=r"'AutoencoderKL'.*Known: ScaleLongUNet2DModel, UNet2DModel, UViT"):
+        main(tmp_path / "other", "--model_config_name_or_path", str(tmp_path / "config.json"))
 
 
 def test_text_to_image_takes_the_flags_too(text_pipe, tmp_path):

@@ -131,6 +131,9 @@ def test_text_to_image_trains_with_clusters(tmp_path):
         ({"ant_clusters": 5, "ant_cost": "affinity"}, "--ant_affinity FILE go together"),
         ({"ant_clusters": 5, "ant_affinity": "x"}, "--ant_affinity FILE go together"),
         ({"ant_clusters": 5, "mtl": "uw", "mtl_update_every": 2}, "is for pcgrad and nash, not for uw"),
+        ({"ant_cost": "snr"}, "--ant_cost does nothing without --ant_clusters"),
+        ({"ant_weighting": "size"}, "--ant_weighting does nothing without --ant_clusters"),
+        ({"ant_clusters": 5, "mtl_learning_rate": 0.1}, "--mtl_learning_rate does nothing without --mtl uw"),
     ],
 )
 def test_bad_flags_are_refused(flags, message):

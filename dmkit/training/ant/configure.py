@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import unknown_name
+from ...errors import refuse_idle, unknown_name
 from ..arguments import hint
 from ..rules import RULES, GradientRule, build_rule, sum_losses
 from .affinity import Affinity
@@ -49,6 +49,10 @@ class AntArguments:
             raise ValueError(f"--ant_clusters is {self.ant_clusters}; it must be at least 0.")
         if self.mtl != "sum" and not self.ant_clusters:
             raise ValueError(f"--mtl {self.mtl} balances clusters: give --ant_clusters, for example 5.")
+        if not self.ant_clusters:
+            refuse_idle(self, ("ant_cost", "ant_affinity", "ant_weighting", "ant_min_size"), "--ant_clusters")
+        if self.mtl != "uw":
+            refuse_idle(self, ("mtl_learning_rate",), "--mtl uw")
         if (self.ant_cost == "affinity") != (self.ant_affinity is not None):
             raise ValueError("--ant_cost affinity and --ant_affinity FILE go together.")
         if self.mtl_update_every is not None and self.mtl not in ("pcgrad", "nash"):
