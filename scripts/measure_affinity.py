@@ -42,7 +42,7 @@ def main(
     clusters: Annotated[int, typer.Option(help="Clusters to print and to draw.")] = 5,
     resolution: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 32,
     num_images: Annotated[int, typer.Option(help="Images that gradients are summed over.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 100,
+    batch_size: Annotated[int, typer.Option(help="Images at a time, at most half of them.")] = 100,
     group_size: Annotated[int, typer.Option(help="Timesteps in a group.")] = 10,
     caption_column: Annotated[str, typer.Option(help="Where folders keep captions.")] = "text",
     cache_dir: Annotated[Path, typer.Option(help="Where encoded images are kept.")] = Path("outputs/cache"),
@@ -54,6 +54,9 @@ def main(
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:num_images]
     task, rows = denoising_task(pipe, images.select(chosen.tolist()), cache_dir / "affinity")
     task.prepare(torch.device(device))
+    if len(rows) < 2:
+        raise ValueError(f"An affinity compares two halves of the images, but {dataset} gave {len(rows)}.")
+    batch_size = min(batch_size, len(rows) // 2)
     batches = [
         {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
         for batch in DataLoader(rows, batch_size=batch_size)

@@ -78,11 +78,19 @@ def affinity(train, tmp_path_factory) -> Path:
             plot=room / "affinity.png",
             resolution=8,
             num_images=20,
-            batch_size=10,
+            batch_size=100,  # more than there are: halved, as two halves are compared
             group_size=125,
         )
     assert (room / "affinity.png").exists()
     return room / "affinity.safetensors"
+
+
+def test_one_image_has_no_halves(affinity):
+    with (
+        script_main("measure_affinity") as main,
+        pytest.raises(ValueError, match="two halves of the images, but digits gave 1"),
+    ):
+        main(str(affinity.parent / "model"), "digits", resolution=8, num_images=1)
 
 
 def test_measured_affinity_makes_clusters(train, affinity, tmp_path):
