@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import matplotlib
 from _beside import fill
 from _results import RESULTS
 from _tables import few, head, number, spread, table
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator
 
 from dmkit._files import load_json
 
@@ -258,25 +259,40 @@ ERASING = {
     "drift_concepts_subject_change": "subjects seen, change",
     "drift_frechet_efficientnet_lite0": "Fréchet to its own",
 }
+ERASERS = ("spm", "spm, no transport", "spm, no anchoring", "spm, neither", "esd-x", "esd-u", "uce")
 
 
 def emoji_erasing(content: dict[str, Any]) -> str:
-    """A table for each concept, mean ± deviation over seeds; then the stack and the times."""
+    """SPM beside ESD; a table for each concept, mean ± deviation over seeds; then the stack and the times."""
     cells = content["cells"]
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for key, figures in cells.items():
         if key.startswith("erase/"):
-            _, concept, method, _ = key.split("/")
-            found.setdefault(concept, {}).setdefault(method, []).append(figures)
+            _, concept, method, seed = key.split("/")
+            found.setdefault(concept, {}).setdefault(method, {})[seed] = figures
     text = head(content, "Erasing concepts from `emoji`")
+    text += "![still seen over drift](emoji_erasing.png)\n\n## SPM's drift over that of ESD, seed by seed\n\n"
+    rows = []
     for concept, methods in found.items():
-        before = statistics.mean(run["share_before"] for runs in methods.values() for run in runs)
+        row = [concept]
+        for other, name in product(("esd-x", "esd-u"), ("drift_mse", "drift_frechet_efficientnet_lite0")):
+            mine, theirs = methods["spm"], methods.get(other, {})
+            ratios = [mine[seed][name] / theirs[seed][name] for seed in mine if seed in theirs]
+            row.append(few(ratios) if ratios else "")
+        rows.append(row)
+    columns = ("pixels, ESD-x", "Fréchet, ESD-x", "pixels, ESD-u", "Fréchet, ESD-u")
+    text += table(["", *columns], rows) + "\n"
+    for concept, methods in found.items():
+        runs = [run for by_seed in methods.values() for run in by_seed.values()]
+        before = statistics.mean(run["share_before"] for run in runs)
         text += f"## {concept}\n\nSeen before in {before:.0%} of the images.\n\n"
         rows = []
-        for method, runs in methods.items():
-            columns = [[run[name] for run in runs] for name in ERASING]
-            rows.append([method, len(runs), *(few(column) for column in columns)])
-        text += table(["", "seeds", *ERASING.values()], rows) + "\n"
+        surrogate = {"surrogate_after": "surrogate seen"} if "surrogate_after" in runs[0] else {}
+        for method in (method for method in ERASERS if method in methods):
+            by_seed = methods[method].values()
+            columns = [[run[name] for run in by_seed] for name in (*surrogate, *ERASING)]
+            rows.append([method, len(by_seed), *(few(column) for column in columns)])
+        text += table(["", "seeds", *surrogate.values(), *ERASING.values()], rows) + "\n"
     for key, figures in cells.items():
         if key.startswith("stack/"):
             names = ("share_before", "share_after", "drift_mse")
@@ -286,7 +302,28 @@ def emoji_erasing(content: dict[str, Any]) -> str:
         kinds = list(next(iter(cells["time"].values())))
         text += "\n## Time over the plain pipeline\n\n"
         text += table(["", *kinds], [[k, *(number(v[n]) for n in kinds)] for k, v in cells["time"].items()])
+    _plot_erasing(found)
     return text
+
+
+def _plot_erasing(found: dict[str, dict[str, dict[str, dict[str, float]]]]) -> None:
+    """Of each concept: share of images in which it is still seen, over the drift of the others."""
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(3.2 * len(found), 3.4), sharex=True, sharey=True, squeeze=False
+    )
+    for axis, (concept, methods) in zip(axes[0], found.items(), strict=True):
+        for k, method in enumerate(ERASERS):
+            runs = methods.get(method, {}).values()
+            drifts, shares = [r["drift_mse"] for r in runs], [r["share_after"] for r in runs]
+            axis.plot(drifts, shares, "o*^vsDP"[k], color=f"C{k}", label=method, alpha=0.8)
+        axis.axhline(0.15, color="gray", linewidth=0.8, linestyle=":")
+        axis.set(title=concept, xscale="log", xlabel="drift of others, pixels")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axes[0][0].set_ylabel("concept still seen")
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "emoji_erasing.png", dpi=100, metadata={"Software": None})
+    plt.close(figure)
 
 
 def training_latents(content: dict[str, Any]) -> str:
