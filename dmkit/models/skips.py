@@ -1,11 +1,15 @@
-"""The long skips of networks with `up_blocks`: where they are, and scaling them by hooks.
+"""The long skips of Diffusers' networks: where they are, and scaling them by hooks.
 
 Diffusers' UNets collect (conv_in's output, then per down block: each resnet's output, the downsampler's) and
 hand each up block the last `len(resnets)` of what is left, as a tuple that its resnets consume from the end.
 So entry j (from 0) of up block b's tuple is skip i = start_b + j + 1, start_b = n - Σ_{b' ≤ b} len(resnets).
 A forward pre-hook on each up block scales the tuple; nothing of the network is copied.
 
-What is added to the samples before the up blocks (a ControlNet's residuals) is scaled with them. FreeU works
+A transformer with long skips (`HunyuanDiT2DModel`) hands one tensor of tokens, `skip`, to each block that
+has a `skip_linear`, the innermost first; a pre-hook on each such block scales it. The layer norm there is
+over [h ; x_i] together, so the coefficients' ratios last.
+
+What is added to the skips on their way (a ControlNet's residuals) is scaled with them. FreeU works
 inside the up blocks: after this. The image pyramid of `SkipUpBlock2D` is no long skip and stays as it is.
 """
 
@@ -47,14 +51,17 @@ class LongSkip:
 
 
 def long_skips(model: nn.Module) -> list[LongSkip]:
-    """The long skips of a network with `conv_in`, `down_blocks` and `up_blocks`, or of one that lists them in
-    a method `long_skips`; the outermost first.
+    """The long skips of a network with `conv_in`, `down_blocks` and `up_blocks`, of a transformer whose
+    blocks have a `skip_linear`, or of one that lists them in a method `long_skips`; the outermost first.
 
     Raises:
         ValueError: a network without such skips, or of blocks that use them in another way.
     """
     if hasattr(model, "long_skips"):
         return model.long_skips()  # type: ignore[operator]
+    if joins := [block for block in getattr(model, "blocks", ()) if _takes_tokens(block)]:
+        tokens = (model.config.sample_size // model.config.patch_size) ** 2  # type: ignore[union-attr]
+        return [LongSkip(tokens, level, block) for level, block in enumerate(reversed(joins))]
     missing = [name for name in ("conv_in", "down_blocks", "up_blocks") if not hasattr(model, name)]
     if missing:
         raise ValueError(f"{type(model).__name__} has no {', '.join(missing)}: no long skips to scale.")
@@ -77,8 +84,12 @@ def long_skips(model: nn.Module) -> list[LongSkip]:
     return [LongSkip(width, level, resnet) for width, (level, resnet) in zip(widths, takers, strict=True)]
 
 
+def _takes_tokens(block: nn.Module) -> bool:
+    return getattr(block, "skip_linear", None) is not None
+
+
 def attach(model: nn.Module, scaling: SkipScaling) -> None:
-    """Gives `model` a `skip_scaler` and hooks it to the up blocks.
+    """Gives `model` a `skip_scaler` and hooks it to the blocks that take the skips.
 
     Raises:
         ValueError: it has one already, or no long skips.
@@ -90,10 +101,14 @@ def attach(model: nn.Module, scaling: SkipScaling) -> None:
     warn_of_tiny_coefficients(scaler)
     parameter = next(model.parameters())
     model.skip_scaler = scaler.to(parameter.device, parameter.dtype)
+    # Partials, not closures: `copy.deepcopy` gives the copy's hook the copy's scaler.
+    if _takes_tokens(skips[0].join):
+        for i, skip in enumerate(skips, start=1):
+            skip.join.register_forward_pre_hook(partial(_scale_tokens, scaler, i), with_kwargs=True)
+        return
     start = len(skips)
     for block in model.up_blocks:  # type: ignore[union-attr]
         start -= len(block.resnets)
-        # A partial, not a closure: `copy.deepcopy` gives the copy's hook the copy's scaler.
         block.register_forward_pre_hook(partial(_scale_skips, scaler, start), with_kwargs=True)
 
 
@@ -123,22 +138,30 @@ def _scale_skips(
     return (args[0], scaled(args[1]), *args[2:]), kwargs
 
 
+def _scale_tokens(
+    scaler: LongSkipScaler, i: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a transformer block with its skip scaled."""
+    return args, {**kwargs, "skip": scaler(i, kwargs["skip"])}
+
+
 def _hooks(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    for block in model.up_blocks:  # type: ignore[union-attr]
+    for block in model.modules():
         for key, hook in list(block._forward_pre_hooks.items()):
-            if isinstance(hook, partial) and hook.func is _scale_skips:
+            if isinstance(hook, partial) and hook.func in (_scale_skips, _scale_tokens):
                 yield block, key
 
 
 def apply_skip_scaling(model: nn.Module, scaling: SkipScaling) -> None:
-    """Scales the long skips of any network built as Diffusers' UNets are, until `remove_skip_scaling`.
+    """Scales the long skips of a Diffusers UNet, HunyuanDiT or the like, until `remove_skip_scaling`.
 
-    For a model to save and load, `ScaleLongUNet2DModel` and `ScaleLongUNet2DConditionModel` are the classes:
-    they keep the scaling in their config. Call this before `accelerator.prepare` and `torch.compile`.
+    For a model to save and load, `ScaleLongUNet2DModel`, `ScaleLongUNet2DConditionModel` and
+    `ScaleLongHunyuanDiT2DModel` are the classes: they keep the scaling in their config. Call this before
+    `accelerator.prepare` and `torch.compile`.
 
     Args:
-        model: a network with `conv_in`, `down_blocks` and `up_blocks`; changed in place: its submodule
-            `skip_scaler` holds the gates of mode `ls`.
+        model: a network with `conv_in`, `down_blocks` and `up_blocks`, or a transformer whose blocks have a
+            `skip_linear`; changed in place: its submodule `skip_scaler` holds the gates of mode `ls`.
         scaling: how.
 
     Raises:

@@ -212,10 +212,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _sensitivity(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], noise: float, seed: int
 ) -> float:
-    sample: Tensor = args[0] if args else kwargs["sample"]
+    name = "hidden_states" if "hidden_states" in kwargs else "sample"
+    sample: Tensor = args[0] if args else kwargs[name]
     generator = torch.Generator().manual_seed(seed)
     change = noise * torch.randn(sample.shape, generator=generator).to(sample.device, sample.dtype)
-    rest = {key: value for key, value in kwargs.items() if key not in ("sample", "return_dict")}
+    rest = {key: value for key, value in kwargs.items() if key not in (name, "return_dict")}
     with _evaluating(model):
         before, after = (model(x, *args[1:], **rest).sample.float() for x in (sample, sample + change))
     return _rms(after - before) / _rms(change) * (before[0].numel() / sample[0].numel()) ** 0.5

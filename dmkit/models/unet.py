@@ -1,5 +1,5 @@
-"""Diffusers' UNets with ScaleLong's scaled long skips, as classes that save, load and train like their
-parents.
+"""Diffusers' UNets, and its transformer with long skips, with ScaleLong's scaling, as classes that save, load
+and train like their parents.
 
 Each is its parent plus hooks (`skips`); the equations are in `scaling`. Weights have the parent's names, so
 the parent loads them, but then computes something else: it warns that it ignores the `skip_…` keys.
@@ -15,7 +15,7 @@ import warnings
 from typing import Any, ClassVar
 
 # Diffusers loads a saved component only from a module that has the name ModelMixin.
-from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
+from diffusers import HunyuanDiT2DModel, ModelMixin, UNet2DConditionModel, UNet2DModel
 from torch import nn
 from typing_extensions import Self
 
@@ -25,7 +25,7 @@ from .skips import attach
 
 
 class SkipScaledUNet(SkipScaledModel):
-    """What the two UNets add to their parents.
+    """What these models add to their parents.
 
     Attributes:
         STOCK: the parent class at Diffusers.
@@ -114,3 +114,12 @@ class ScaleLongUNet2DConditionModel(SkipScaledUNet, UNet2DConditionModel):
 
     STOCK = UNet2DConditionModel
     __init__ = init_with_options(UNet2DConditionModel, MODEL_OPTIONS)
+
+
+class ScaleLongHunyuanDiT2DModel(SkipScaledUNet, HunyuanDiT2DModel):
+    """`HunyuanDiT2DModel`, a U-ViT-like transformer, with scaled long skips; options, errors and warnings as
+    `ScaleLongUNet2DModel`. Gates of `ls` are per token: they take images of `sample_size` only.
+    """
+
+    STOCK = HunyuanDiT2DModel
+    __init__ = init_with_options(HunyuanDiT2DModel, MODEL_OPTIONS)
