@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_models import random_spm, tiny_pixart_transformer, tiny_unet
 
+from dmkit import shipped
 from dmkit.adapters import SPMMetadata, SPMWeights, read_spm, save_spm
 from dmkit.adapters.spm.files import parse
 from dmkit.adapters.spm.layers import adapter_names, adapter_parameters, enable, lora_layers
@@ -140,6 +142,21 @@ def test_reads_what_diffusers_writes(pipe, tmp_path):
     assert again.metadata.targets == ()
 
 
+def test_what_ships_is_small_and_says_what_it_erases():
+    folders = sorted(Path(shipped.path("adapters")).glob("*/"))
+    assert folders
+    for folder in folders:
+        assert {"README.md", "concept.png", "others.png", "figures.json"} <= {
+            p.name for p in folder.iterdir()
+        }
+        (file,) = folder.glob("*.safetensors")
+        assert file.stat().st_size < 200_000
+        weights = read_spm(file)
+        assert weights.rank == 1
+        assert weights.metadata.targets
+        assert weights.metadata.base_model == "emoji"
+
+
 # What is refused
 
 
@@ -158,6 +175,10 @@ BAD = {
     "nan": (lambda t: t[f"{FIRST}.lora_up.weight"][3].fill_(float("nan")), "lora_up.weight holds NaN"),
     "inf": (lambda t: t[f"{FIRST}.alpha"].fill_(float("inf")), f"{FIRST}.alpha holds NaN or inf"),
     "integers": (lambda t: t.update({f"{FIRST}.alpha": torch.tensor(1)}), "alpha is of type torch.int64"),
+    "one byte": (
+        lambda t: t.update({f"{FIRST}.alpha": torch.tensor(1.0).to(torch.float8_e4m3fn)}),
+        "alpha is of type torch.float8_e4m3fn, not floating point of 16 bits",
+    ),
     "negative alpha": (lambda t: t[f"{FIRST}.alpha"].fill_(-1.0), "should be one positive number"),
     "half a layer": (lambda t: t.pop(f"{FIRST}.lora_up.weight"), f"lacks {FIRST}.lora_up.weight"),
     "text encoder": (
@@ -197,6 +218,8 @@ def test_truncated_files(official):
 
 
 def test_missing_files(tmp_path):
+    with pytest.raises(FileFormatError, match="is a folder; name the"):
+        read_spm(tmp_path)
     with pytest.raises(FileFormatError, match="missing"):
         read_spm(tmp_path / "no.safetensors")
 
@@ -226,6 +249,11 @@ def test_pickles_by_content(tmp_path):
         ({"dmkit_spm": '{"format": 1}'}, "unreadable dmkit_spm"),
         ({"dmkit_spm": '{"format": 1, "targets": "heart"}'}, "targets should be a list"),
         ({"dmkit_spm": '{"format": 1, "targets": [""]}'}, "A target is empty"),
+        ({"dmkit_spm": "[" * 100_000}, "unreadable dmkit_spm"),
+        ({"dmkit_spm": '{"format": 1, "targets": [], "eta": "1"}'}, "eta should be a number, not '1'"),
+        ({"dmkit_spm": '{"format": 1, "targets": [], "seed": true}'}, "seed should be a number, not True"),
+        ({"dmkit_spm": '{"format": 1, "targets": [], "base_model": []}'}, "base_model should be a text"),
+        ({"lora_adapter_metadata": "[" * 100_000}, "unreadable lora_adapter_metadata"),
         ({"lora_adapter_metadata": "?"}, "unreadable lora_adapter_metadata"),
         ({"lora_adapter_metadata": '{"unet.lora_alpha": 1, "unet.use_dora": true}'}, "has use_dora"),
     ],
@@ -251,6 +279,17 @@ def test_foreign_architectures_and_shapes(unet, predict):
         into_model(unet, "spm", random_spm(tiny_pixart_transformer()))
     assert not adapter_names(unet)
     assert torch.equal(predict(unet), before)
+
+
+def test_weights_beyond_the_models_type(unet):
+    spm = random_spm(unet)
+    next(iter(spm.layers.values())).up[0] = 1e5
+    with pytest.raises(
+        FileFormatError, match=r"lora_B.weight holds values that are infinite in torch.float16"
+    ):
+        into_model(unet.half(), "spm", spm)
+    assert not adapter_names(unet)
+    into_model(unet.bfloat16(), "spm", spm)
 
 
 def test_bad_ways_to_write(unet, tmp_path, official):

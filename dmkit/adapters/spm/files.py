@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -35,6 +35,8 @@ HEADER_KEY = "dmkit_spm"
 DIFFUSERS_KEY = "lora_adapter_metadata"
 # Header entries that are made anew on writing.
 OURS = (HEADER_KEY, DIFFUSERS_KEY, "format")
+# What the header may say of a training; all may be missing.
+_TEXTS, _NUMBERS = ("surrogate", "base_model", "architecture"), ("eta", "anchoring", "iterations", "seed")
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 _PARTS = {
     "kohya": {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"},
@@ -58,6 +60,8 @@ def read_spm(path: str | Path) -> SPMWeights:
     path = Path(path)
     if path.suffix.lower() in PICKLED:
         raise FileFormatError(f"{path} is a pickled file, which can run code; only .safetensors is read.")
+    if path.is_dir():
+        raise FileFormatError(f"{path} is a folder; name the .safetensors file in it.")
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
@@ -138,8 +142,10 @@ def _split_keys(
 def _checked(name: str, layer: SPMLayer, layout: str, component: str, source: str) -> SPMLayer:
     keys = {part: key_of(name, part, layout, component) for part in SPMLayer._fields}
     for part, tensor in zip(SPMLayer._fields, layer, strict=True):
-        if not tensor.is_floating_point():
-            raise FileFormatError(f"{source}: {keys[part]} is of type {tensor.dtype}, not floating point.")
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise FileFormatError(
+                f"{source}: {keys[part]} is of type {tensor.dtype}, not floating point of 16 bits or more."
+            )
         if not tensor.isfinite().all():
             raise FileFormatError(f"{source}: {keys[part]} holds NaN or infinite values.")
     down, up, alpha = layer
@@ -164,7 +170,7 @@ def _alphas_of_diffusers(header: Mapping[str, str], component: str, source: str)
     try:
         config = {k.removeprefix(f"{component}."): v for k, v in json.loads(header[DIFFUSERS_KEY]).items()}
         alpha = float(config["lora_alpha"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileFormatError(
             f"{source} has an unreadable {DIFFUSERS_KEY} in its header: {error!r}"
         ) from error
@@ -184,12 +190,15 @@ def _metadata(header: Mapping[str, str], source: str) -> SPMMetadata:
             raise FileFormatError(f"{source} has format {version} of SPM files; this version reads {FORMAT}.")
         if not isinstance(content["targets"], list):
             raise TypeError(f"targets should be a list, not {content['targets']!r}")
-        content["targets"] = tuple(content["targets"])
-        known = {f.name for f in fields(SPMMetadata)}
-        return SPMMetadata(**{name: value for name, value in content.items() if name in known})
+        said = {name: content[name] for name in (*_TEXTS, *_NUMBERS) if content.get(name) is not None}
+        for name, value in said.items():
+            text = name in _TEXTS
+            if isinstance(value, bool) or not isinstance(value, str if text else int | float):
+                raise TypeError(f"{name} should be a {'text' if text else 'number'}, not {value!r}")
+        return SPMMetadata(targets=tuple(content["targets"]), **said)
     except FileFormatError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileFormatError(f"{source} has an unreadable {HEADER_KEY} in its header: {error!r}") from error
 
 

@@ -120,8 +120,8 @@ def resolve(weights: SPMWeights, model: nn.Module) -> SPMWeights:
     """The same adapter with the module names of a model, checked against its layers.
 
     Raises:
-        FileFormatError: a layer that the model does not have, or one of another shape; the message names the
-            first.
+        FileFormatError: a layer that the model does not have, one of another shape, or weights beyond the
+            range of the model's type; the message names the first.
         ValueError: as `target_layers`.
     """
     targets = target_layers(model)
@@ -147,6 +147,12 @@ def resolve(weights: SPMWeights, model: nn.Module) -> SPMWeights:
                 raise FileFormatError(
                     f"{key_of(given, part, layout, weights.component)} has shape {tuple(tensor.shape)}; this "
                     f"model's {name} needs {expected}."
+                )
+            dtype = targets[name].weight.dtype
+            if tensor.abs().max() > torch.finfo(dtype).max:
+                raise FileFormatError(
+                    f"{key_of(given, part, layout, weights.component)} holds values that are infinite in "
+                    f"{dtype}, this model's type."
                 )
         layers[name] = layer
     return replace(weights, layers=layers, component=component_of(model))
