@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from small_models import random_spm, tiny_pixart_pipe, tiny_sdxl_pipe
 
@@ -106,6 +106,28 @@ def test_the_users_loras_are_never_gated(pipe):
     spm.unload_spm_weights()
     assert pipe.get_active_adapters() == ["style"]
     assert torch.equal(images(pipe, PROMPTS), style)
+
+
+def test_what_a_lora_switches_off_is_said(spm, pipe, caplog):
+    on = images(spm, PROMPTS)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "style")
+    state = get_peft_model_state_dict(pipe.unet, adapter_name="style")
+    pipe.delete_adapters("style")
+    spm.set_adapters(["cat", "dog"])
+    pipe.load_lora_weights({f"unet.{key}": value for key, value in state.items()}, adapter_name="style")
+    assert pipe.get_active_adapters() == ["style"]
+    for transport in (True, False):
+        caplog.clear()
+        images(spm, PROMPTS, facilitated_transport=transport)
+        assert "has switched it off: SPM cat, dog." in caplog.text
+    spm.set_adapters(["cat", "dog"])
+    caplog.clear()
+    assert torch.equal(images(spm, PROMPTS), on)
+    spm.set_adapters("cat")
+    images(spm, PROMPTS)
+    spm.fuse()
+    images(spm, PROMPTS, facilitated_transport=False)
+    assert "switched it off" not in caplog.text
 
 
 def test_the_pipelines_own_methods_go_on_working(spm, pipe):
@@ -270,6 +292,20 @@ def test_errors_of_calls(spm):
         with pytest.raises(ValueError, match=message):
             call()
     assert torch.equal(images(spm, PROMPTS), expected)
+
+
+def test_negative_prompts_are_the_pipelines(spm):
+    fixed = {"latents": torch.ones(1, 4, 16, 16), "num_inference_steps": 1, "output_type": "latent"}
+    one, same = (spm(prompt, negative_prompt=["a dog"], **fixed) for prompt in (["a cat"], ("a cat",)))
+    assert torch.equal(one.images, same.images)
+    for prompt, negative in ((["a cat", "a dog"], "red"), ("a cat", ["red"])):
+        with pytest.raises(TypeError, match="same type to `prompt`"):
+            spm(prompt, negative_prompt=negative)
+    with pytest.raises(ValueError, match="has batch size 1"):
+        spm(["a cat", "a dog"], negative_prompt=["red"])
+    for prompt in (3, ["a cat", None]):
+        with pytest.raises(TypeError, match="A prompt should be a text, or several a list of them, not"):
+            spm(prompt)
 
 
 def test_embeddings_without_transport(spm):

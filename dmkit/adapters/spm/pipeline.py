@@ -5,12 +5,15 @@
     images = spm("a dog in the snow", guidance_scale=7.5).images
 
 The pipeline stays the user's: an SPM is a LoRA of its denoiser, beside others that are never touched, and
-`pipe.get_list_adapters()`, `pipe.set_adapters(…)` or `pipe.disable_lora()` mean what they always do. See
-`transport` for the equations of the permeability γ and `gating` for what it does in a layer.
+`pipe.get_list_adapters()`, `pipe.set_adapters(…)` or `pipe.disable_lora()` mean what they always do. So does
+`pipe.load_lora_weights(…)`, which leaves only its own LoRA switched on: `spm.set_adapters` brings the SPMs
+back, and a call that finds them off warns. See `transport` for the equations of the permeability γ and
+`gating` for what it does in a layer.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +42,8 @@ from .layers import (
 )
 from .transport import Texts, content_tokens, permeability
 from .weights import SPMMetadata, SPMWeights, from_model, into_model, resolve
+
+logger = logging.getLogger(__name__)
 
 # Arguments of a call that change what a prompt is encoded to, or bring its encoding along.
 REENCODING = {"prompt_embeds", "clip_skip", "cross_attention_kwargs", "ip_adapter_image"}
@@ -74,6 +79,8 @@ class SPM:
         self.pipe = pipe
         self._component = names[0]
         self._loaded: dict[str, _Loaded] = {}
+        # What was switched on here.
+        self._on: list[str] = []
         # What is fused: the SPMs, and the weights as they were.
         self._fused: list[str] = []
         self._originals: dict[str, Tensor] = {}
@@ -120,6 +127,7 @@ class SPM:
         resolved = resolve(weights, self.denoiser)
         concepts = self._encode(resolved.metadata.targets)[0] if resolved.metadata.targets else None
         into_model(self.denoiser, adapter_name, resolved)
+        self._on.append(adapter_name)
         self._loaded[adapter_name] = _Loaded(resolved.metadata, resolved.header, concepts)
 
     def save_spm_weights(self, folder: str | Path, adapter_name: str, format: str = "kohya") -> Path:
@@ -186,6 +194,7 @@ class SPM:
                 layer.set_scale(name, weight)
         others = [name for name in active_adapters(self.denoiser) if name not in self._loaded]
         set_active(self.denoiser, [*others, *names])
+        self._on = names
 
     def fuse(self) -> None:
         """Adds the active SPMs, at their weights, to the denoiser's own weights, until `unfuse`.
@@ -227,6 +236,7 @@ class SPM:
 
         Raises:
             ValueError: an SPM without targets, an unknown score, or targets without tokens to match.
+            TypeError: prompts that are no texts.
         """
         return self._permeability(list(self.metadata), prompts, score)[0]
 
@@ -271,8 +281,18 @@ class SPM:
                 "The SPMs are fused into the weights, where no prompt can close them; unfuse first."
             )
         check_separate_qkv(self.denoiser)
-        active = active_adapters(self.denoiser)
-        return self._permeability([name for name in known if name in active], prompts, score)
+        return self._permeability(self._acting(), prompts, score)
+
+    def _acting(self) -> list[str]:
+        """The SPMs that are switched on; warns of those that only the pipeline has switched off."""
+        active = [*active_adapters(self.denoiser), *self._fused]
+        if off := [name for name in self.metadata if name in self._on and name not in active]:
+            logger.warning(
+                "Not acting, since loading a LoRA or the pipeline's set_adapters has switched it off: SPM "
+                "%s. SPM.set_adapters switches it on again.",
+                ", ".join(off),
+            )
+        return [name for name in self.metadata if name in active]
 
     def __call__(
         self,
@@ -299,10 +319,14 @@ class SPM:
 
         Raises:
             ValueError: as `transport`; no text with transport on.
+            TypeError: prompts that are no texts.
         """
         arguments["num_images_per_prompt"] = num_images_per_prompt
+        # Pipelines take a text or a list.
+        prompt = list(prompt) if isinstance(prompt, tuple) else prompt
         if not facilitated_transport:
             check_separate_qkv(self.denoiser)
+            self._acting()
             return self.pipe(prompt, *args, **arguments)
         if prompt is None:
             raise ValueError(
@@ -310,8 +334,10 @@ class SPM:
             )
         gammas, encoded = self._open(prompt, permeability, score)
         # Where a prompt is one tensor to the pipeline, and nothing asks for another encoding, it need not be
-        # encoded twice.
-        if len(encoded) == 2 and not REENCODING & arguments.keys():
+        # encoded twice. Negative prompts that do not fit it are the pipeline's to refuse.
+        negative = arguments.get("negative_prompt")
+        alike = negative is None or type(negative) is type(prompt)
+        if len(encoded) == 2 and alike and not REENCODING & arguments.keys():
             prompt, arguments["prompt_embeds"] = None, encoded[0]
         with gated(self.denoiser, gammas, num_images_per_prompt, permeability):
             return self.pipe(prompt, *args, **arguments)
@@ -327,11 +353,13 @@ class SPM:
                 )
         if not names:
             return {}, ()
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"A prompt should be a text, or several a list of them, not {prompts!r}.")
+        if not texts:
             raise ValueError("Facilitated transport needs at least one prompt.")
-        texts, encoded = self._encode(prompts)
-        gammas = {name: permeability(texts, self._loaded[name].concepts, score) for name in names}  # type: ignore[arg-type]
+        seen, encoded = self._encode(texts)
+        gammas = {name: permeability(seen, self._loaded[name].concepts, score) for name in names}  # type: ignore[arg-type]
         return gammas, encoded
 
     @torch.no_grad()
