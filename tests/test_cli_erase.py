@@ -228,3 +228,13 @@ def test_a_shipped_adapter_goes_by_its_name(model):
     # Found, and refused as an adapter for another model.
     for name in ("heart", "adapters/heart"):
         assert "does not exist" not in refusal(*arguments, "--spm", name)
+    assert "targets: heart" in dmkit("inspect", "heart")
+    assert "erases heart, cat" in dmkit("merge", "heart", "cat", "--out", "both.safetensors")
+    for command in (("inspect", "hart"), ("merge", "hart", "--out", "both.safetensors")):
+        assert "path 'hart' does not exist. Shipped adapters: cat" in refusal(*command)
+
+
+def test_a_file_may_be_called_as_pytorch_calls_its_methods(model, adapters):
+    Path("train.safetensors").write_bytes((adapters / "cat" / "cat.safetensors").read_bytes())
+    text = ("generate", model, "--prompt", "a cat", "--num-images", 1, *QUICK)
+    assert "a cat: train_ 1.00" in dmkit(*text, "--spm", "train.safetensors")

@@ -154,7 +154,13 @@ def generate(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(exists=True, help="An adapter's file, or its folder.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            callback=lambda path: path if path.exists() else _shipped(path),
+            help="An adapter's file, its folder, or the name of a shipped one.",
+        ),
+    ],
     model: Annotated[
         str | None, typer.Option(help="A model to check it against, and to weigh prompts with.")
     ] = None,
@@ -165,7 +171,7 @@ def inspect(
 
     Examples:
 
-        dmkit erase inspect adapters/heart
+        dmkit erase inspect heart
 
         dmkit erase inspect adapters/heart --model emoji --prompt "a red heart" --prompt "a pizza"
     """
@@ -197,7 +203,10 @@ def inspect(
 
 @app.command()
 def merge(
-    spm: Annotated[list[Path], typer.Argument(exists=True, help="Adapters: files or folders.")],
+    spm: Annotated[
+        list[Path],
+        typer.Argument(callback=_existing, help="Adapters: files, folders, or names of shipped ones."),
+    ],
     out: Annotated[Path, typer.Option(help="The file to write.", show_default=False)],
     factor: Factors = None,
 ) -> None:
@@ -272,6 +281,7 @@ def evaluate(
 
     if bool(spm) == bool(edited):
         raise ValueError("Give either --spm, an adapter, or --edited, a pipeline.")
+    _factors(spm or [], factor)
     captions = load_prompts(prompts)
     judge = load_evaluator(evaluator)
     pipe = open_pipeline(model, device)
@@ -348,11 +358,15 @@ def _factors(files: list[Path], factors: list[float] | None) -> list[float]:
 
 def _read(files: list[Path]) -> dict[str, Any]:
     """Adapters, each under its file's name."""
+    from torch import nn
+
     from ..adapters import read_spm
 
     found: dict[str, Any] = {}
     for k, path in enumerate(map(adapter_file, files)):
         name = re.sub(r"[^\w-]", "_", path.stem)
+        # "train" is a method of the container that keeps adapters by name.
+        name += "_" if hasattr(nn.ModuleDict(), name) else ""
         found[f"{name}_{k}" if name in found else name] = read_spm(path)
     return found
 
