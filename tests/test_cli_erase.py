@@ -8,7 +8,7 @@ import pytest
 import torch
 import typer
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dmkit.adapters import SPMMetadata, read_spm, save_spm
@@ -102,6 +102,17 @@ def test_inspect_tells_what_is_in_a_file_and_whether_it_fits(model, adapters):
     assert "1.000 acts on 'a cat'" in said
     assert f"fits {model}" in said
     assert "fits" not in dmkit("inspect", adapters / "cat" / "cat.safetensors")
+
+
+def test_a_file_that_names_no_target_acts_without_transport(model, adapters):
+    save_file(load_file(adapters / "cat" / "cat.safetensors"), "bare.safetensors")
+    assert "targets: not said" in dmkit("inspect", "bare.safetensors", "--model", model)
+    text = ("generate", model, "--spm", "bare.safetensors", "--prompt", "a cat", "--num-images", 1, *QUICK)
+    for command in (text, ("inspect", "bare.safetensors", "--model", model, "--prompt", "a cat")):
+        said = refusal(*command)
+        assert "SPM 'bare' does not say what it erases" in said
+        assert "--no-transport" in said
+    assert "every adapter in full" in dmkit(*text, "--no-transport")
 
 
 def test_merge_is_one_file_of_both(adapters):

@@ -175,30 +175,29 @@ def inspect(
 
         dmkit erase inspect adapters/heart --model emoji --prompt "a red heart" --prompt "a pizza"
     """
-    from ..adapters import SPM, read_spm
     from ..zoo.opening import open_pipeline
 
     path = adapter_file(file)
-    weights = read_spm(path)
+    ((name, weights),) = _read([path]).items()
     metadata = weights.metadata
     size = sum(part.numel() for layer in weights.layers.values() for part in (layer.down, layer.up))
     typer.echo(f"{path}: {path.stat().st_size / 1000:.1f} kB")
     typer.echo(f"  layers {len(weights.layers)}, rank {weights.rank}, parameters {size:,}")
-    for name in ("targets", "surrogate", "base_model", "eta", "anchoring", "iterations", "seed"):
-        value = getattr(metadata, name)
-        if name == "targets":
-            value = ", ".join(value)
+    for entry in ("targets", "surrogate", "base_model", "eta", "anchoring", "iterations", "seed"):
+        value = getattr(metadata, entry)
+        if entry == "targets":
+            value = ", ".join(value) or "not said; no prompt can open it"
         if value not in (None, ""):
-            typer.echo(f"  {name.replace('_', ' ')}: {value}")
+            typer.echo(f"  {entry.replace('_', ' ')}: {value}")
     if prompt and model is None:
         raise ValueError("--prompt needs --model: its text encoder weighs the prompt.")
     if model is None:
         return
-    adapters = SPM(open_pipeline(model, None))
-    adapters.load_spm_weights(path, "it")
+    adapters = _load(open_pipeline(model, None), {name: weights}, [1.0])
     typer.echo(f"  fits {model}")
-    for k, text in enumerate(prompt or []):
-        typer.echo(f"  {float(adapters.permeability(prompt, score=score)['it'][k]):.3f} acts on {text!r}")
+    if prompt:
+        for text, share in zip(prompt, adapters.permeability(prompt, score=score)[name], strict=True):
+            typer.echo(f"  {float(share):.3f} acts on {text!r}")
 
 
 @app.command()

@@ -349,7 +349,7 @@ class SPM:
             if self._loaded[name].concepts is None:
                 raise ValueError(
                     f"SPM {name!r} does not say what it erases. Load it with targets=[…], or call with "
-                    "facilitated_transport=False."
+                    "facilitated_transport=False (on the command line: --no-transport)."
                 )
         if not names:
             return {}, ()
