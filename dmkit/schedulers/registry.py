@@ -145,7 +145,11 @@ def build(name: str, config: Mapping[str, Any], ignore_foreign: bool = False, **
     chosen = {key: value for key, value in {**sampler.settings, **overrides}.items() if key in known}
     # Keys that the class does not know are common (each solver has its own) and no reason for a warning.
     fitting = {key: value for key, value in config.items() if key in known or key.startswith("_")}
-    return scheduler_class(name).from_config(fitting, **chosen)  # type: ignore[attr-defined]
+    try:
+        return scheduler_class(name).from_config(fitting, **chosen)  # type: ignore[attr-defined]
+    except TypeError as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in chosen.items()) or "the model's settings"
+        raise ValueError(f"{name} cannot be built with {given}: {str(error).splitlines()[0]}") from error
 
 
 def build_all(names: Iterable[str], config: Mapping[str, Any], **overrides: Any) -> dict[str, Any]:

@@ -449,6 +449,8 @@ def test_defaults_that_nobody_chose_do_not_travel():
     [
         ({"gamma": 1.1}, r"gamma must lie in \[0, 1\], got 1.1.*0.92.*Karras"),
         ({"gamma": -0.1}, "gamma must lie in"),
+        ({"gamma": "half"}, r"gamma must lie in \[0, 1\], got 'half'"),
+        ({"gamma": None}, r"gamma must lie in \[0, 1\], got None"),
         ({"solver": "obelms"}, "Unknown solver 'obelms'. Did you mean 'obelm'"),
         ({"reversible": "bitwis"}, "Did you mean 'bitwise'"),
         ({"reversible": "bitwise", "gamma": 0.9}, "reversible='bitwise' needs gamma=1"),

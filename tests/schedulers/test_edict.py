@@ -101,6 +101,8 @@ def test_both_of_the_pair_are_needed():
 def test_misuse_is_refused():
     with pytest.raises(ValueError, match=r"mixing must lie in \(0, 1\], got 0"):
         EDICTScheduler(mixing=0)
+    with pytest.raises(ValueError, match=r"mixing must lie in \(0, 1\], got 'most'"):
+        EDICTScheduler(mixing="most")
     scheduler = EDICTScheduler(**SD)
     scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match="eta must be 0"):

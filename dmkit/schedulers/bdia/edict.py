@@ -24,6 +24,7 @@ from diffusers import DDIMScheduler, SchedulerMixin  # noqa: F401  (the name is 
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from ..._options import init_with_options
+from .._options import is_real
 from .recurrence import check_options
 from .trajectory import Call
 from .vp import VPTrajectory, refuse_noise
@@ -52,7 +53,7 @@ class EDICTScheduler(VPTrajectory, DDIMScheduler):
 
     def _check_options(self) -> None:
         mixing = self.config.mixing
-        if not 0 < mixing <= 1:
+        if not is_real(mixing) or not 0 < mixing <= 1:
             raise ValueError(f"mixing must lie in (0, 1], got {mixing!r}; 0.93 is the paper's.")
         check_options(1.0, "bdia", "algebraic", self.config.state_dtype)
         self._check_prediction_type()

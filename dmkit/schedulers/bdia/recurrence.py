@@ -32,6 +32,7 @@ from typing import TypeAlias
 import torch
 
 from ...errors import unknown_name
+from .._options import is_real
 
 Level: TypeAlias = tuple[float, float]
 """(alpha_j, sigma_j) in double precision; z_j = alpha_j x0 + sigma_j e."""
@@ -109,7 +110,7 @@ def amplification(gammas: Sequence[float]) -> float:
 
 def check_options(gamma: float, solver: str, reversible: str, state_dtype: str) -> None:
     """Raises ValueError for options that no BDIA scheduler can work with."""
-    if not 0 <= gamma <= 1:
+    if not is_real(gamma) or not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma!r}. {GAMMA_ADVICE}")
     for what, value, known in (
         ("solver", solver, ("bdia", "obelm")),

@@ -12,8 +12,9 @@ import torch
 from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin  # noqa: F401
 from torch import Tensor
 
+from .._options import is_real
 from .mixin import AUTO, Shift, TimeShift
-from .search import edm_sigma, flow_sigma, flow_turning_point, is_real
+from .search import edm_sigma, flow_sigma, flow_turning_point
 from .sigma import SigmaTimeShift
 
 AUTO_FRACTION = 0.3  # of the neighbouring step, on each side

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..._options import init_with_options
 from ...errors import unknown_name
-from .._options import mirrored, takes_anything
-from .search import is_real, nearest_level, within_image_variance
+from .._options import is_real, mirrored, takes_anything
+from .search import nearest_level, within_image_variance
 
 MODES, RULES, SCOPES = ("label", "level"), ("noise", "marginal"), ("batch", "sample")
 AUTO = "auto"

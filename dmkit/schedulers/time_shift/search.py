@@ -12,8 +12,6 @@ at v_0 = 0. The continuous schedules have closed forms (ours).
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -68,8 +66,3 @@ def flow_sigma(variance: Tensor, data_variance: float) -> Tensor:
 def flow_turning_point(data_variance: float) -> float:
     """The σ below which a flow state's variance says nothing about its noise level."""
     return data_variance / (1 + data_variance)
-
-
-def is_real(value: object) -> bool:
-    """A finite number that is not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
