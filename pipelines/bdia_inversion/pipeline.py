@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 
 from dmkit import hosting
 from dmkit.schedulers import BDIALatentPair, edit, encode, invert, reconstruct
+from dmkit.schedulers.bdia.images import pixels
 
 
 @dataclass
@@ -91,8 +92,7 @@ class BDIAInversionPipeline(hosting.HostPipeline):
             result = reconstruct(pipe, pair)
             z_0 = encode(pipe, image)
             latent_error = (result.latents - z_0).abs().max().item()
-            if isinstance(image, torch.Tensor):
-                pixel_error = (result.image - image.to(result.image.device)).abs().max().item()
+            pixel_error = (result.image - pixels(pipe, image).to(result.image.device)).abs().max().item()
         else:
             result = edit(pipe, pair, target_prompt, guidance_scale=target_guidance_scale)
         images = self.pictures(result.image, output_type)

@@ -55,6 +55,7 @@ def test_pictures_in_pictures_out(pipe):
     picture = PIL.Image.new("RGB", (8, 8), (250, 20, 120))
     out = pipe(picture, num_inference_steps=5)
     assert out.images[0].getpixel((3, 3)) == (250, 20, 120)
+    assert out.pixel_error < 1e-12
 
 
 def test_errors_reach_the_user(pipe):

@@ -23,6 +23,7 @@ from tiny_flow import tiny_sd3_transformer
 
 from dmkit.errors import FileFormatError
 from dmkit.schedulers import BDIADDIMScheduler, BDIALatentPair, decode, edit, encode, invert, reconstruct
+from dmkit.schedulers.bdia.recurrence import quantise
 
 
 def quiet(pipe):
@@ -191,6 +192,10 @@ def test_flow_matching_pipeline_gives_the_latents_back(photo):
     pair = invert(pipe, photo, num_inference_steps=10, **conditions)
     back = reconstruct(pipe, pair, **conditions)
     assert (back.latents - encode(pipe, photo)).abs().max() < 1e-11
+    exact = invert(pipe, photo, num_inference_steps=10, reversible="bitwise", **conditions)
+    twice = [reconstruct(pipe, exact, **conditions).latents for _ in range(2)]
+    assert torch.equal(*twice)
+    assert torch.equal(twice[0], quantise(encode(pipe, photo).double()))
     assert type(pipe.scheduler) is FlowMatchEulerDiscreteScheduler
     conditions["prompt_embeds"] = conditions["prompt_embeds"].flip(1) + 1
     assert (edit(pipe, pair, None, **conditions).latents - back.latents).abs().max() > 1e-5
@@ -339,6 +344,7 @@ def test_saved_pipeline_finds_its_scheduler_again(text_pipe, tmp_path):
         ({"method": "null-text"}, "Unknown method 'null-text'"),
         ({"method": "edict", "reversible": "bitwise"}, "reversible='bitwise' is BDIA's"),
         ({"prompt": "a cat"}, "DDPMPipeline is unconditional"),
+        ({"guidance_scale": 3.0}, r"DDPMPipeline takes no guidance_scale, got 3\.0"),
         ({"eta": 0.3}, "eta must be 0"),
     ],
 )
@@ -352,6 +358,7 @@ def test_bad_images_say_what_is_wrong(pixel_pipe, text_pipe, image):
     cases = [
         (image * math.nan, "NaN"),
         (image * 255, r"image must lie in \[-1, 1\], got \[-25"),
+        (image[:0], r"image must be \[B, 1, H, W\], got \(0, 1, 8, 8\)"),
         (torch.zeros(2, 3, 8, 8), r"image must be \[B, 1, H, W\], got \(2, 3, 8, 8\)"),
         (torch.zeros(2, 1, 16, 16), r"works on \(2, 1, 8, 8\), got \(2, 1, 16, 16\)"),
         (None, "either image or latents"),
@@ -384,6 +391,8 @@ def test_foreign_pairs_are_refused(pixel_pipe, unet, image):
         reconstruct(pixel_pipe, BDIALatentPair(**{**vars(pair), "num_inference_steps": 12}))
     with pytest.raises(ValueError, match="holds NaN"):
         reconstruct(pixel_pipe, BDIALatentPair(**{**vars(pair), "z_T": pair.z_T * math.nan}))
+    with pytest.raises(ValueError, match="The pair lacks z_T_prev"):
+        reconstruct(pixel_pipe, BDIALatentPair(**{**vars(pair), "z_T_prev": None}))
     with torch.no_grad():
         unet.conv_in.bias.add_(1.0)
     with pytest.raises(ValueError, match="made with model"):

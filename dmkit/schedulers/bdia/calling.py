@@ -41,8 +41,8 @@ def call(
         The two states at the end of the run, from the scheduler.
 
     Raises:
-        ValueError: a prompt for an unconditional pipeline, prompts unlike the batch, another shape, a
-            guidance that is not finite, or a network that returned NaN.
+        ValueError: a prompt or guidance for an unconditional pipeline, prompts unlike the batch, another
+            shape, a guidance that is not finite, or a network that returned NaN.
         TypeError: arguments that the pipeline does not take, or that are set here.
         RuntimeError: something changed the latents between the steps.
     """
@@ -68,6 +68,8 @@ def call(
             raise ValueError(f"{len(kwargs['prompt'])} prompts for {size} images.")
     if "guidance_scale" in accepted:
         kwargs["guidance_scale"] = guidance_scale
+    elif guidance_scale != 1:
+        raise ValueError(f"{type(pipe).__name__} takes no guidance_scale, got {guidance_scale!r}.")
     with _lent(pipe, scheduler):
         if "latents" in accepted:
             pipe(latents=start, output_type="latent", **kwargs)

@@ -24,19 +24,25 @@ def encode(pipe: DiffusionPipeline, image: Any) -> torch.Tensor:
         TypeError: neither tensor nor PIL images.
         ValueError: no image, another shape, or out of range.
     """
-    vae = getattr(pipe, "vae", None)
-    channels = vae.config.in_channels if vae is not None else denoiser(pipe).config.in_channels
-    image = _to_tensor(image, channels)
-    if image.ndim != 4 or image.shape[1] != channels:
-        raise ValueError(f"image must be [B, {channels}, H, W], got {tuple(image.shape)}.")
-    if image.abs().max() > 1 + 1e-3:
-        raise ValueError(f"image must lie in [-1, 1], got [{image.min():.3g}, {image.max():.3g}].")
+    vae, image = getattr(pipe, "vae", None), pixels(pipe, image)
     if vae is None:
         return image.to(pipe.device)
     with torch.no_grad():
         code = vae.encode(image.to(vae.device, vae.dtype))
     z = code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latents
     return (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+
+
+def pixels(pipe: DiffusionPipeline, image: Any) -> torch.Tensor:
+    """An image as the model's pixels, [B, C, H, W] in [-1, 1]; arguments and errors as of `encode`."""
+    vae = getattr(pipe, "vae", None)
+    channels = vae.config.in_channels if vae is not None else denoiser(pipe).config.in_channels
+    image = _to_tensor(image, channels)
+    if image.ndim != 4 or image.shape[1] != channels or not image.numel():
+        raise ValueError(f"image must be [B, {channels}, H, W], got {tuple(image.shape)}.")
+    if image.abs().max() > 1 + 1e-3:
+        raise ValueError(f"image must lie in [-1, 1], got [{image.min():.3g}, {image.max():.3g}].")
+    return image
 
 
 def decode(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:

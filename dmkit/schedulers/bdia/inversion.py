@@ -186,7 +186,7 @@ def reconstruct(
         pipe_kwargs: what `invert` was given.
 
     Raises:
-        ValueError: the pair was made with another model, noise schedule or shape.
+        ValueError: the pair was made with another model, noise schedule or shape, or lacks its second state.
     """
     made_with, here = pair.model_fingerprint, fingerprint(denoiser(pipe))
     if made_with != here:
@@ -207,8 +207,10 @@ def run_back(
     """Runs a pair back under any prompt and guidance; what `reconstruct` and `edit` share.
 
     Raises:
-        ValueError: the pair was made with another noise schedule or shape.
+        ValueError: the pair was made with another noise schedule or shape, or lacks its second state.
     """
+    if pair.z_T_prev is None and pair.method != "ddim":
+        raise ValueError("The pair lacks z_T_prev: z_T alone does not bring the image back.")
     sampler = _sampler(pipe, pair, watch)
     start = sampler.set_start(pair.z_T, pair.z_T_prev, pair.timesteps)
     latents = call(pipe, sampler, start, pair.num_inference_steps, prompt, guidance_scale, pipe_kwargs).end
