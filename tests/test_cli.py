@@ -15,7 +15,7 @@ from test_cli_scaling import DATA, SCORES, runs  # noqa: F401
 from test_evaluation import Toy
 from typer.testing import CliRunner
 
-from dmkit import data, zoo
+from dmkit import __version__, data, zoo
 from dmkit.cli import _options, app
 from dmkit.images import save_png, to_pil
 from dmkit.schedulers import BDIALatentPair, encode, reconstruct
@@ -403,6 +403,8 @@ REFUSED = {
         ("--set gamma", r"--set takes KEY=VALUE, not 'gamma'"),
         ("--set gamma=[1", r"'\[1' cannot be read as a value"),
         ("--scheduler bdia --set gamma=2", r"gamma must lie in \[0, 1\], got 2"),
+        ("--scheduler bdia --set gamma=half", r"gamma must lie in \[0, 1\], got 'half'"),
+        ("--set beta_start=low", r"ddim cannot be built with beta_start='low': .*linspace"),
         ("--scheduler f-pndm --steps 3", r"f-pndm takes at least 4 steps, not 3"),
         ("--scheduler bdia --steps 1", r"bdia at 1 steps: num_inference_steps must be at least 2"),
         (
@@ -421,6 +423,7 @@ REFUSED = {
         ("--method edict --bitwise", r"reversible='bitwise' is BDIA's"),
         ("--strength 0.01", r"strength=0\.01 of 50 steps covers 0 level"),
         ("--prompt boot", r"is unconditional: it takes no prompt"),
+        ("--guidance-scale 3", r"DDPMPipeline takes no guidance_scale, got 3\.0"),
     ],
     "evaluate --num-images 50": [
         ("", r"has no card \(README\.md\).*\(--reference\)"),
@@ -462,7 +465,9 @@ def test_refusals_are_one_line(command, options, message, tiny_pipeline, picture
         ("foreign", r"The pipeline in foreign cannot be loaded: .*NoSuchPipeline"),
         ("truncated", r"The pipeline in truncated cannot be loaded"),
         ("deeper", r"The pipeline deeper lacks weights that its configuration calls for"),
-        ("owner/name", r"owner/name"),
+        ("owner/name", r"There is no folder owner/name, and from the hub it cannot be had: "),
+        ("no/such/folder", r"There is no folder no/such/folder\.$"),
+        ("./nowhere", r"There is no folder \./nowhere\.$"),
     ],
 )
 def test_models_that_cannot_be_loaded(model, message, small_zoo, workdir):
@@ -504,6 +509,10 @@ def test_pictures_that_cannot_be_read(content, tiny_pipeline, picture):
         "invert", tiny_pipeline, "--image", "bad.png"
     )
     assert "does not exist" in refusal("invert", tiny_pipeline, "--image", "missing.png")
+
+
+def test_version():
+    assert dmkit("--version") == f"dmkit {__version__}\n"
 
 
 def test_the_command_itself_exits_with_one_line():

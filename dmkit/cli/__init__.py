@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from .. import __version__
 from ..errors import DmkitError
 from . import demo, edit, erase, evaluate, invert, methods, models, sample, scaling, tune
 from .app import app as serve
@@ -48,6 +49,23 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print("dmkit", __version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What goes before a command."""
+
+
 app.command("models")(models.models)
 app.command("methods")(methods.methods)
 app.command("sample")(sample.sample)

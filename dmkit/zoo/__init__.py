@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileFormatError, unknown_name
+from ..errors import FileFormatError, MissingDataError, unknown_name
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -136,13 +136,21 @@ def load(model: str, **arguments: Any) -> DiffusionPipeline:
 
     Raises:
         ValueError: neither a folder, a hub id nor a zoo name; the message names the nearest zoo name.
+        MissingDataError: a path where no folder is, or a hub id that the hub does not give.
         FileFormatError: a folder that is not a whole pipeline.
     """
     from diffusers import DiffusionPipeline
 
     folder = Path(model)
-    if not folder.is_dir() and model.count("/") == 1:
-        return DiffusionPipeline.from_pretrained(model, use_safetensors=True, **arguments)
+    if not folder.is_dir() and "/" in model:
+        if model.count("/") > 1 or model.startswith(("/", ".", "~")):
+            raise MissingDataError(f"There is no folder {model}.")
+        try:
+            return DiffusionPipeline.from_pretrained(model, use_safetensors=True, **arguments)
+        except OSError as error:
+            raise MissingDataError(
+                f"There is no folder {model}, and from the hub it cannot be had: {error}"
+            ) from error
     if not folder.is_dir():
         folder = Path(path(model))
     if not (folder / "model_index.json").is_file():
