@@ -136,6 +136,7 @@ def save_checkpoint(trainer: Trainer) -> None:
                     "processes": accelerator.num_processes,
                     "arguments": {key: getattr(arguments, key) for key in EXACTNESS},
                     "settings": _settings(trainer),
+                    "task": trainer.task.identity(),
                     "communication": trainer.communication.counters(),
                     "optimizers": optimizers,
                     "schedules": {phase: _json_state(s) for phase, s in trainer.schedules.items()},
@@ -179,6 +180,9 @@ def _restore(trainer: Trainer, folder: Path, state: dict[str, Any]) -> None:
     then["train_batch_size"] *= state["processes"]
     now |= _settings(trainer)
     then |= state.get("settings", {})  # older checkpoints are of runs that had none
+    told = state.get("task", {})  # older checkpoints do not say
+    now |= {key: value for key, value in trainer.task.identity().items() if key in told}
+    then |= told
     keys = {**then, **now}
     if changed := {k: (then.get(k), now.get(k)) for k in keys if then.get(k) != now.get(k)}:
         what = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in changed.items())

@@ -106,7 +106,7 @@ class DenoisingTask(Task):
             raise unknown_name("prediction type", kind, PREDICTION_TYPES)
         self.modules = {"unet": unet}
         self.scheduler = scheduler
-        self.random_flip, self.sampler = random_flip, sampler
+        self.snr_gamma, self.random_flip, self.sampler = snr_gamma, random_flip, sampler
         self.sample_steps, self.num_samples = sample_steps, num_samples
         self.weights = loss_weights(scheduler.alphas_cumprod, kind, snr_gamma)
 
@@ -128,6 +128,14 @@ class DenoisingTask(Task):
 
     def settings(self) -> dict[str, Any]:
         return {} if self.sampler is None else self.sampler.settings()
+
+    def identity(self) -> dict[str, Any]:
+        schedule = ("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
+        return {
+            **{key: self.scheduler.config[key] for key in schedule},
+            "snr_gamma": self.snr_gamma,
+            "random_flip": self.random_flip,
+        }
 
     def examples(self, batch: Mapping[str, Any], step: Step, timesteps: Tensor | None = None) -> Examples:
         """A batch made noisy, at uniform timesteps if none are given."""

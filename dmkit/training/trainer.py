@@ -103,6 +103,10 @@ class Task:
         """What must not change between a run and its continuation, as JSON."""
         return {}
 
+    def identity(self) -> dict[str, Any]:
+        """What the losses are of, as JSON; must not change either. Checkpoints that do not say pass."""
+        return {}
+
     def sample(self, modules: Mapping[str, nn.Module]) -> Image.Image | None:
         """A picture for the tracker, from unwrapped modules that hold the averaged weights where EMA is
         on.

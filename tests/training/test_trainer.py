@@ -127,6 +127,26 @@ def test_continuing_with_another_seed_or_batch_is_refused(tmp_path):
         trainer(tmp_path, resume_from_checkpoint="checkpoint-5").train()
 
 
+def test_continuing_with_another_target_is_refused(tmp_path):
+    trainer(tmp_path).train()
+
+    def resumed(**config):
+        run = trainer(tmp_path, resume_from_checkpoint="latest", max_train_steps=7)
+        run.task.scheduler = DDPMScheduler(**config)
+        return run
+
+    with pytest.raises(FileFormatError, match="prediction_type was epsilon, now v_prediction"):
+        resumed(prediction_type="v_prediction").train()
+    with pytest.raises(FileFormatError, match="beta_schedule was linear, now squaredcos_cap_v2"):
+        resumed(beta_schedule="squaredcos_cap_v2").train()
+    state = tmp_path / "checkpoint-6" / "state.json"
+    older = json.loads(state.read_text())
+    del older["task"]
+    state.write_text(json.dumps(older))
+    resumed().train()
+    assert (tmp_path / "checkpoint-7").is_dir()
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     trainer(tmp_path).train()
     weights = tmp_path / "checkpoint-6" / "unet" / "diffusion_pytorch_model.safetensors"
