@@ -58,7 +58,7 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(
+def _before_any_command(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,

@@ -109,7 +109,10 @@ def test_unconditional_pipeline_gives_the_image_back(
 def test_the_pair_is_needed_and_ddim_inversion_is_not_exact(pixel_pipe, image, counter):
     pair = invert(pixel_pipe, image, num_inference_steps=20)
     alone = BDIALatentPair(**{**vars(pair), "z_T_prev": None})
-    assert (reconstruct(pixel_pipe, alone).latents - image).abs().max() > 1e-2
+    with pytest.raises(ValueError, match="lacks z_T_prev: z_T alone does not bring the image back"):
+        reconstruct(pixel_pipe, alone)
+    doubled = BDIALatentPair(**{**vars(pair), "z_T_prev": pair.z_T})
+    assert (reconstruct(pixel_pipe, doubled).latents - image).abs().max() > 1e-2
     counter.take()
     ddim = invert(pixel_pipe, image, num_inference_steps=20, method="ddim")
     assert counter.take() == 20
