@@ -232,7 +232,9 @@ def test_training_refuses_before_it_starts(model):
 
 def test_a_shipped_adapter_goes_by_its_name(model):
     arguments = ("generate", model, "--prompt", "a", *QUICK)
-    assert "path 'hart' does not exist. Shipped adapters: cat, heart" in refusal(*arguments, "--spm", "hart")
+    assert "path 'hart' does not exist. Shipped adapters: cat, heart, noto, pink" in refusal(
+        *arguments, "--spm", "hart"
+    )
     assert "does not exist" in refusal(*arguments, "--spm", "../dmkit")
     # Found, and refused as an adapter for another model.
     for name in ("heart", "adapters/heart"):

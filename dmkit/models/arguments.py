@@ -58,18 +58,20 @@ class ScaleLongArguments:
         """
         if self.scalelong is None:
             return unet
-        scaling = self.scaling()
+        options = {
+            "skip_scaling": self.scalelong,
+            "skip_kappa": self.kappa,
+            "skip_init_gate": self.scalelong_init_gate,
+        }
         if isinstance(unet, UViTModel):
-            return _scaled_uvit(unet, scaling)
+            if self.scalelong_index != "skip":
+                raise ValueError(
+                    f"--scalelong_index {self.scalelong_index} is for UNets: a U-ViT has no levels."
+                )
+            return _scaled_uvit(unet, options)
         kinds = (ScaleLongUNet2DModel, ScaleLongUNet2DConditionModel)
         kind = next(kind for kind in kinds if isinstance(unet, kind.STOCK))
-        return kind.from_unet(
-            unet,
-            skip_scaling=scaling.mode,
-            skip_kappa=scaling.kappa,
-            skip_index=scaling.index,
-            skip_init_gate=scaling.init_gate,
-        )
+        return kind.from_unet(unet, skip_index=self.scalelong_index, **options)
 
     def join(self, task: Task, output_dir: str) -> None:
         """Has the task keep to this scaling when it is resumed, and measure its stability where
@@ -84,16 +86,9 @@ class ScaleLongArguments:
         return {**others(), "scalelong": asdict(self.scaling())}
 
 
-def _scaled_uvit(model: UViTModel, scaling: SkipScaling) -> UViTModel:
+def _scaled_uvit(model: UViTModel, options: dict[str, Any]) -> UViTModel:
     if model.config.skip_scaling != "none":
         raise ValueError(f"This UViTModel has skip scaling already: {model.config.skip_scaling}.")
-    if scaling.index != "skip":
-        raise ValueError(f"--scalelong_index {scaling.index} is for UNets: a U-ViT has no levels.")
-    options = {
-        "skip_scaling": scaling.mode,
-        "skip_kappa": scaling.kappa,
-        "skip_init_gate": scaling.init_gate,
-    }
     scaled = UViTModel.from_config({**model.config, **options})
     scaled.load_state_dict({**scaled.state_dict(), **model.state_dict()})
     become_like(scaled, model)
